@@ -68,7 +68,7 @@ coverage: setup ## Print which lines and branches the tests of this process run;
 	$(TOOLS)/python -m pytest -q --numprocesses 2 --dist worksteal -p tests.harness.covering --table \
 		$(or $(ARGS),$(COVERED)) --covered $(or $(ARGS),$(COVERED))
 
-release: ## Build sdist and wheel, check them, and start a cluster from the wheel
+release: ## Build the sdist, check it, and start a cluster from it
 	$(call tool,release)
 	bin/release
 

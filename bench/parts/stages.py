@@ -6,6 +6,7 @@ sum is the time that one core needs, a lower bound for any arrangement of proces
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -17,8 +18,9 @@ from bench.lab import Lab
 from bench.parts import batches
 from bench.stores.servers import Server, processor_seconds
 from bench.work import Case, Unit, Work, known, use_time_slice
+from dstash import loops
 from dstash.client.operations.reads import PARTITIONS_PER_BAND
-from dstash.client.routing import group
+from dstash.client.routing import Table, sort_places
 from dstash.limits import PARTITIONS
 from dstash.peer.admission.requests import Ticket
 from dstash.peer.admission.writes import WaitingWrite
@@ -26,11 +28,12 @@ from dstash.peer.commits.commit import Commit
 from dstash.peer.commits.rules import Rules
 from dstash.peer.reads import look_up
 from dstash.store.lmdb import LmdbStore
-from dstash.store.record import Keyspace, keyspace, locate
+from dstash.store.record import Keyspace, keyspace
+from dstash.store.sealing import locate
 from dstash.types import Durability
 from dstash.version import pack, stamp_at
 from dstash.wire import codec
-from dstash.wire.keys import encode_keys
+from dstash.wire.keys import as_encoded, encode_keys
 from dstash.wire.messages import Put, Want
 from dstash.wire.shapes import Frame
 from dstash.wire.values import TypeRegistry
@@ -39,9 +42,9 @@ from dstash.wire.values import TypeRegistry
 LMDB: Final = "peer: LMDB's own look-ups"
 PEER: Final = "peer: all of it, for values"
 LOOKUP_STAGES: Final = (
-    "client: encode the keys",
-    "client: sort them by partition",
-    "both: pack and unpack the keys",
+    "client: check and sort the keys",
+    "client: pack the keys",
+    "peer: unpack the keys",
     LMDB,
     PEER,
     "peer: all of it, for a digest",
@@ -61,7 +64,7 @@ SERVERS: Final = "processor time of the servers"
 _CHUNK: Final = 4096
 _OWNED: Final = frozenset(range(PARTITIONS))
 _PEER: Final = ("peer",)
-_TABLE: Final = [_PEER] * PARTITIONS
+_TABLE: Final = Table([_PEER] * PARTITIONS)
 _HORIZONS: Final = [0] * PARTITIONS
 _MEASURED: Final = ("redis", "dstash N=1", "dstash N=3 one", "dstash N=3 quorum")
 
@@ -90,8 +93,8 @@ class _Batch:
     def __init__(self, types: TypeRegistry, band: int) -> None:
         self.pairs = data.fresh(batches.KEYS, batches.VALUE_BYTES)
         self.keys = data.shuffled(self.pairs)
-        self.encoded = encode_keys(self.keys)
-        self.sorted: list[str] = group(self.encoded, self.keys, _TABLE, band)[_PEER]
+        self.places = sort_places(self.keys, _TABLE, band)[_PEER]
+        self.sorted: list[str] = loops.pick(self.keys, self.places)
         split_by_size = [
             self.sorted[begin : begin + _CHUNK] for begin in range(0, batches.KEYS, _CHUNK)
         ]
@@ -132,10 +135,14 @@ class _Stages:
         batch = self._batch
         answers = self._look_up(Want.VALUES)
         decoded = list(map(self._types.decode_array, answers))
+        frames = list(map(codec.pack_blobs, batch.chunks))
         lookups: tuple[Callable[[], object], ...] = (
-            lambda: encode_keys(batch.keys),
-            lambda: group(batch.encoded, batch.keys, _TABLE, PARTITIONS_PER_BAND),
-            lambda: [codec.unpack_keys(codec.pack_blobs(chunk)) for chunk in batch.chunks],
+            lambda: sort_places(as_encoded(batch.keys), _TABLE, PARTITIONS_PER_BAND),
+            lambda: [
+                loops.pack_keys(batch.keys, batch.places[begin : begin + _CHUNK])
+                for begin in range(0, batches.KEYS, _CHUNK)
+            ],
+            lambda: list(map(codec.unpack_keys, frames)),
             self._get,
             lambda: self._look_up(Want.VALUES),
             lambda: self._look_up(Want.DIGEST),
@@ -170,7 +177,8 @@ class _Stages:
     def _collect(self, decoded: Sequence[list[Any]]) -> None:
         found: dict[str, Any] = {}
         for number, values in enumerate(decoded):
-            found.update(zip(self._batch.sorted[number * _CHUNK :], values, strict=False))
+            begin = number * _CHUNK
+            loops.add_pairs(found, self._batch.sorted[begin : begin + _CHUNK], values)
 
     def _encode(self) -> None:
         encode_keys(self._written.keys)
@@ -226,8 +234,10 @@ def _servers(lab: Lab, name: str) -> list[Server]:
 def _spend(
     servers: Sequence[Server], action: Callable[[], object], settle: Callable[[], None]
 ) -> _Spent:
-    worked, client = processor_seconds(servers), time.process_time()
-    wall = batches.timed(action)
-    client = time.process_time() - client
+    gc.collect()
+    worked = processor_seconds(servers)
+    client, began = time.process_time(), time.perf_counter()
+    action()
+    wall, client = time.perf_counter() - began, time.process_time() - client
     settle()  # the work of replicas after the answer belongs to the batch
     return _Spent(wall, client, processor_seconds(servers) - worked)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dstash import loops
 from dstash.cli import failures
 from dstash.cli.command_tree import Commands
 from dstash.cli.commands import (
@@ -84,7 +85,7 @@ app.add_typer(store.app, cls=Commands, name="store")
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        output.line(f"dstash {version('dstash')}")
+        output.line(f"dstash {version('dstash')} ({loops.description()})")
         raise typer.Exit
 
 

@@ -46,7 +46,7 @@ from dstash.store.record import Record, build_record
 from dstash.types import NEVER, Level, OnError
 from dstash.version import with_touch, write_stamp
 from dstash.wire import codec
-from dstash.wire.keys import Key, encode_key, encode_keys, encode_prefix
+from dstash.wire.keys import Key, as_encoded, encode_key, encode_keys, encode_prefix
 from dstash.wire.messages import AdminRequest
 from dstash.wire.registers import ANY, ChangeKind
 from dstash.wire.values import TypeRegistry, Undecodable
@@ -435,7 +435,7 @@ class Calls:
     ) -> _Read:
         check_name(index)
         # The rest of a larger batch is checked part by part, as it is sent.
-        encoded = encode_keys(keys[: self._session.keys_per_read])
+        encoded = as_encoded(keys[: self._session.keys_per_read])
         return kind(
             self._session,
             self.deadline(timeout),

@@ -5,13 +5,16 @@ Routing one key takes a hash, a mask and a list look-up. The tables are computed
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from xxhash import xxh3_64_intdigest
 
+from dstash import loops
 from dstash.cluster.topology.view import View
 from dstash.limits import PARTITIONS
+from dstash.loops.pure import as_bytes
 from dstash.types import Level
 
 Peers = tuple[str, ...]
@@ -19,6 +22,8 @@ Peers = tuple[str, ...]
 T = TypeVar("T")
 
 _MASK = PARTITIONS - 1
+#: With fewer keys, to visit every lane takes longer than the sort saves.
+_FEW_KEYS: Final = 256
 
 
 class WriteSet(NamedTuple):
@@ -44,7 +49,7 @@ class WriteSet(NamedTuple):
 
 def read_table(
     view: View, level: Level, zone: str, suspect: Collection[str], lagging: Collection[str] = ()
-) -> list[Peers]:
+) -> Table[Peers]:
     """Return the peers to read from, by partition: the first sends values, the others digests.
 
     The order is: members in the client's own zone, other members, ``lagging`` members, members
@@ -76,7 +81,7 @@ def _least(view: View, level: Level, replicas: Peers) -> int:
     return max(1, level.needed(len(replicas)))
 
 
-def home_table(view: View, suspect: Collection[str]) -> list[Peers]:
+def home_table(view: View, suspect: Collection[str]) -> Table[Peers]:
     """Return the replicas of each partition in the order in which they are asked for registers.
 
     The first is the home of its registers: the first replica in rank order, so that all clients ask
@@ -91,13 +96,13 @@ def home_table(view: View, suspect: Collection[str]) -> list[Peers]:
     return _per_set(view.readers, lambda replicas: tuple(sorted(replicas, key=reluctance)))
 
 
-def all_table(view: View) -> list[Peers]:
+def all_table(view: View) -> Table[Peers]:
     """Return all replicas of each partition that have their data."""
     synced = {peer for peer, member in view.members.items() if member.synced}
     return _per_set(view.readers, lambda row: tuple(peer for peer in row if peer in synced))
 
 
-def write_table(view: View) -> list[WriteSet]:
+def write_table(view: View) -> Table[WriteSet]:
     """Return the peers to write to, by partition."""
     synced = frozenset(peer for peer, member in view.members.items() if member.synced)
 
@@ -108,50 +113,83 @@ def write_table(view: View) -> list[WriteSet]:
     return _per_set(zip(view.before, view.writers, strict=True), union)
 
 
-def _per_set(keys: Iterable[Any], make: Callable[[Any], T]) -> list[T]:
+def _per_set(keys: Iterable[Any], make: Callable[[Any], T]) -> Table[T]:
     """Map ``make`` over the partitions; call it once per distinct replica set."""
     made: dict[Any, T] = {}
-    return [made[key] if key in made else made.setdefault(key, make(key)) for key in keys]
+    return Table(made[key] if key in made else made.setdefault(key, make(key)) for key in keys)
 
 
-def group(
-    encoded: Sequence[bytes], items: Iterable[T], table: Sequence[Any], band: int = 1
-) -> dict[Any, list[T]]:
-    """Group ``items`` (one per encoded key) by the entry of ``table`` for their key.
+class Lanes(NamedTuple):
+    """How the keys of a large batch are sorted: by target, and for each target by band.
 
-    The lists of a large batch are in the order of partitions, which is the order on disk: a chunk
-    of such a list touches few pages of a peer's tree, while random keys would touch most of it.
+    Attributes:
+        numbers: the lane of each partition, as 16-bit numbers.
+        total: the number of lanes.
+        last: the last lane of each target; those of a target are neighbours.
+    """
+
+    numbers: bytes
+    total: int
+    last: dict[Any, int]
+
+
+class Table(list[T]):
+    """A routing table: the target of each partition. It must not be changed."""
+
+    def __init__(self, targets: Iterable[T]) -> None:
+        super().__init__(targets)
+        self._known: dict[int, Lanes] = {}
+
+    def lanes(self, band: int) -> Lanes:
+        """Return the lanes for bands of so many neighbouring partitions, computed once."""
+        return self._known.get(band) or self._known.setdefault(band, self._lanes(band))
+
+    def _lanes(self, band: int) -> Lanes:
+        bands: dict[T, dict[int, None]] = {}
+        for partition, target in enumerate(self):
+            bands.setdefault(target, {})[partition // band] = None
+        pairs = [(target, number) for target, numbers in bands.items() for number in numbers]
+        lanes = {pair: lane for lane, pair in enumerate(pairs)}
+        numbers = array("H", [lanes[target, number // band] for number, target in enumerate(self)])
+        return Lanes(
+            numbers.tobytes(),
+            len(lanes),
+            {target: lanes[target, number] for target, number in pairs},
+        )
+
+
+def sort_places(keys: Sequence[Any], table: Table[Any], band: int = 1) -> dict[Any, memoryview]:
+    """Return the places of keys by the entry of ``table`` for them.
+
+    The places of a large batch are in the order of partitions, which is the order on disk: a chunk
+    of them touches few pages of a peer's tree, while random keys would touch most of it.
 
     Args:
+        keys: encoded or plain; see ``loops.are_plain``.
+        table: the target of each partition.
         band: how many neighbouring partitions count as one. For look-ups a wider band is as good,
             and faster to sort; writes gain more from the exact order.
     """
-    groups: dict[Any, list[T]] = {}
-    digests = map(xxh3_64_intdigest, encoded)
-    if len(encoded) < len(table):  # too few keys to visit every partition
-        for digest, item in zip(digests, items, strict=True):
-            groups.setdefault(table[digest & _MASK], []).append(item)
-        return groups
-    lanes: Iterable[tuple[Any, list[T]]]
-    lanes, by_partition = _lanes(table, band)
-    for digest, item in zip(digests, items, strict=True):
-        by_partition[digest & _MASK].append(item)
-    for target, members in lanes:
-        if members:
-            groups.setdefault(target, []).extend(members)
-    return groups
+    if len(keys) < _FEW_KEYS:
+        groups: dict[Any, list[int]] = {}
+        for place, digest in enumerate(map(xxh3_64_intdigest, as_bytes(keys))):
+            groups.setdefault(table[digest & _MASK], []).append(place)
+        return {target: memoryview(array("I", places)) for target, places in groups.items()}
+    lanes = table.lanes(band)
+    packed, ends = loops.sort_places(keys, lanes.numbers, lanes.total)
+    places, found, begin = memoryview(packed).cast("I"), {}, 0
+    for target, lane in lanes.last.items():
+        if ends[lane] > begin:
+            found[target] = places[begin : ends[lane]]
+        begin = ends[lane]
+    return found
 
 
-def _lanes(table: Sequence[Any], band: int) -> tuple[Iterable[tuple[Any, list[T]]], list[list[T]]]:
-    """Return (target, empty list) pairs in order, and the list of each partition."""
-    if band == 1:
-        alone: list[list[T]] = [[] for _ in table]
-        return zip(table, alone, strict=True), alone
-    lanes: list[tuple[Any, list[T]]] = []
-    shared: list[list[T]] = []
-    for begin in range(0, len(table), band):
-        targets = table[begin : begin + band]
-        lists: dict[Any, list[T]] = {target: [] for target in targets}
-        lanes += lists.items()
-        shared += [lists[target] for target in targets]
-    return lanes, shared
+def group(
+    encoded: Sequence[bytes], items: Sequence[T], table: Table[Any], band: int = 1
+) -> dict[Any, list[T]]:
+    """Group ``items`` (one per encoded key) by the entry of ``table``; see ``sort_places``."""
+    return {
+        target: loops.pick(items, places)
+        for target, places in sort_places(encoded, table, band).items()
+    }

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 from dstash.client.outstanding import Missed, OutstandingWrites
 from dstash.client.routing import (
     Peers,
+    Table,
     WriteSet,
     all_table,
     home_table,
@@ -97,7 +98,7 @@ class _ReadTable(NamedTuple):
     view: View
     suspect: frozenset[str]
     lagging: frozenset[str]
-    targets: list[Peers]
+    targets: Table[Peers]
 
 
 class Session:
@@ -153,7 +154,7 @@ class Session:
         self._correlations = itertools.count(1)
         self._read_tables: dict[Level, _ReadTable] = {}
         self._home_table: _ReadTable | None = None
-        self._write_table: tuple[View, list[WriteSet]] | None = None
+        self._write_table: tuple[View, Table[WriteSet]] | None = None
 
     # -- time
 
@@ -435,7 +436,7 @@ class Session:
         member = self.view.members.get(peer) if self.view else None
         return member.endpoint(self.security) if member else None
 
-    def read_targets(self, level: Level) -> list[Peers]:
+    def read_targets(self, level: Level) -> Table[Peers]:
         """Return the peers to read from, by partition."""
         view, suspect, lagging = self.known_view(), frozenset(self._suspects), self._lagging_peers()
         kept = self._read_tables.get(level)
@@ -458,7 +459,7 @@ class Session:
             return None
         return self.view
 
-    def calm_table(self, level: Level, now: int) -> list[Peers] | None:
+    def calm_table(self, level: Level, now: int) -> Table[Peers] | None:
         """Return the peers to read from, by partition, if all is well and no peer is lagging."""
         view = self.calm_view(now)
         if view is None or self.lagging:
@@ -472,7 +473,7 @@ class Session:
         """Take the mean size (bytes) of the values in an answer."""
         self.value_bytes += (mean - self.value_bytes) / 8
 
-    def homes(self) -> list[Peers]:
+    def homes(self) -> Table[Peers]:
         """Return the peers to ask for registers, by partition: the home first, then the others."""
         view, suspect = self.known_view(), frozenset(self._suspects)
         kept = self._home_table
@@ -481,11 +482,11 @@ class Session:
             kept = self._home_table = _ReadTable(view, suspect, frozenset(), table)
         return kept.targets
 
-    def all_targets(self) -> list[Peers]:
+    def all_targets(self) -> Table[Peers]:
         """Return all peers that can be read from, by partition."""
         return all_table(self.known_view())
 
-    def write_targets(self, view: View) -> list[WriteSet]:
+    def write_targets(self, view: View) -> Table[WriteSet]:
         """Return the peers to write to, by partition."""
         kept = self._write_table
         if kept is None or kept[0] is not view:

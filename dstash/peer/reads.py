@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from xxhash import xxh3_64_digest, xxh3_64_intdigest, xxh3_128_digest
+from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
+from dstash import loops
 from dstash.cluster.replication.partitions import LocalPartitions
 from dstash.errors import ProtocolError
 from dstash.limits import MAX_FRAME_BYTES, MAX_KEYS_PER_FRAME, PARTITIONS
@@ -19,16 +20,15 @@ from dstash.store.record import (
     CHECKSUM_END,
     HEAD_BYTES,
     MASK,
-    PLAIN,
     VERSION_END,
     Keyspace,
     is_intact,
     is_intact_under,
     is_live_head,
-    locate,
+    partition_of,
 )
 from dstash.store.register.header import value_of
-from dstash.types import RecordFlag
+from dstash.store.sealing import locate
 from dstash.version import Stamp
 from dstash.wire import codec
 from dstash.wire.messages import (
@@ -51,14 +51,10 @@ REPLY_BYTES: Final = 4 * 1024 * 1024
 #: The most bytes of records whose heads one request reads: to copy them takes milliseconds.
 HEADS_BYTES: Final = 32 * 1024 * 1024
 
-NIL: Final = b"\xc0"
-
 #: Plain numbers: arithmetic with flags takes longer than to look a key up.
 _VALUES: Final = Want.VALUES.value
 _DIGEST: Final = Want.DIGEST.value
 _CONTENT: Final = Want.CONTENT.value
-
-_REGISTER: Final = RecordFlag.REGISTER.value
 
 #: How many records are read between two checks of their size.
 _RUN: Final = 32
@@ -158,14 +154,45 @@ def look_up(
     """
     if want & _VALUES:
         return _look_up_values(snapshot, space, keys, want, now, horizons)
-    heads, corrupt = _heads(snapshot, space, keys, horizons)
-    missing = [
-        place
-        for place, head in enumerate(heads)
-        if not head.endswith(PLAIN) and not is_live_head(head[VERSION_END:], now)
-    ]
-    digest = digest_of(heads, want) if want & _DIGEST else b""
-    return Values(len(heads), digest, missing, corrupt, Frame(codec.array_header(0)))
+    return _look_up_heads(snapshot, space, keys, want, now, horizons)
+
+
+def _look_up_heads(
+    snapshot: Snapshot,
+    space: Keyspace,
+    keys: Sequence[bytes],
+    want: int,
+    now: int,
+    horizons: Sequence[Stamp],
+) -> Values:
+    """Answer a look-up without values.
+
+    A tombstone up to its horizon counts as absent. Records that look like live ones without expiry
+    are not verified: a corrupt version changes the digest, and a corrupt payload is found when a
+    client reads it.
+
+    It answers fewer keys if the records are large, because each record is copied as a whole.
+    """
+    missing: list[int] = []
+    corrupt: list[int] = []
+
+    def judge(place: int, record: bytes) -> bytes:
+        head, key = record[:HEAD_BYTES], keys[place]
+        if not is_intact(record, key, space.salt):
+            corrupt.append(place)
+            head = ABSENT_HEAD
+        elif is_reapable_at(record, horizons[partition_of(key)]):
+            head = ABSENT_HEAD
+        if not is_live_head(head[VERSION_END:], now):
+            missing.append(place)
+        return head
+
+    begin = _hashed_from(want)
+    located = locate(space, keys)
+    heads = loops.read_heads(snapshot.get, located, HEADS_BYTES, begin, judge, missing)
+    answered = len(heads) // (VERSION_END - begin)
+    digest = xxh3_128_digest(heads) if want & _DIGEST else b""
+    return Values(answered, digest, missing, corrupt, Frame(codec.array_header(0)))
 
 
 def _look_up_values(
@@ -176,17 +203,16 @@ def _look_up_values(
     now: int,
     horizons: Sequence[Stamp],
 ) -> Values:
-    hashes = list(map(xxh3_64_intdigest, keys))
-    records = _read(snapshot, space, hashes, keys)
-    payloads, missing, corrupt = _payloads(space.salt, hashes, records, now)
+    records = _read(snapshot, space, keys)
+    frame, missing, corrupt = loops.join_live(space.salt, keys, records, now, value_of)
     digest = b""
     if want & _DIGEST:
         for place in missing:  # no other record can be a tombstone
             record = records[place]
-            if record is not None and is_reapable_at(record, horizons[hashes[place] & MASK]):
+            if record is not None and is_reapable_at(record, horizons[partition_of(keys[place])]):
                 records[place] = None
         digest = digest_of(records, want)
-    return Values(len(records), digest, missing, corrupt, Frame(codec.join_payloads(payloads)))
+    return Values(len(records), digest, missing, corrupt, Frame(frame))
 
 
 def fetch(
@@ -197,93 +223,48 @@ def fetch(
     Tombstones up to the horizon of their partition are left out, too: other replicas may have
     dropped them, and do not need them back.
     """
-    hashes = list(map(xxh3_64_intdigest, keys))
-    records = _read(snapshot, space, hashes, keys)
+    records = _read(snapshot, space, keys)
     corrupt: list[int] = []
     for place, record in enumerate(records):
         if record is None:
             continue
-        if not is_intact_under(record, hashes[place] ^ space.salt):
+        number = xxh3_64_intdigest(keys[place])
+        if not is_intact_under(record, number ^ space.salt):
             corrupt.append(place)
             records[place] = None
-        elif is_reapable_at(record, horizons[hashes[place] & MASK]):
+        elif is_reapable_at(record, horizons[number & MASK]):
             records[place] = None
     return Records(corrupt, Frame(codec.pack_blobs(records)))
 
 
 def digest_of(records: Sequence[bytes | None], want: int = 0) -> bytes:
-    """Return a digest over the versions of records (or their heads), in order.
+    """Return a digest over the versions of records, in order.
 
     If ``want`` includes ``CONTENT``, it covers their checksums, too.
     """
-    hashed = slice(0 if want & _CONTENT else CHECKSUM_END, VERSION_END)
-    absent = ABSENT_HEAD[hashed]
-    return xxh3_128_digest(
-        b"".join([absent if record is None else record[hashed] for record in records])
-    )
+    return xxh3_128_digest(loops.join_heads(records, _hashed_from(want)))
 
 
-def _read(
-    snapshot: Snapshot, space: Keyspace, hashes: Sequence[int], keys: Sequence[bytes]
-) -> list[bytes | None]:
+def _hashed_from(want: int) -> int:
+    """Return where the part of a record begins that a digest covers; it ends with the version."""
+    return 0 if want & _CONTENT else CHECKSUM_END
+
+
+def _read(snapshot: Snapshot, space: Keyspace, keys: Sequence[bytes]) -> list[bytes | None]:
     """Return the records of keys; fewer if the reply would be too large.
 
     They are read a few at a time: a request has many keys, and values may be large.
     """
-    get, prefixes = snapshot.get, space.prefixes
+    located = locate(space, keys)
     records: list[bytes | None] = []
     weight = 0
-    try:
-        for begin in range(0, len(keys), _RUN):
-            run = slice(begin, begin + _RUN)
-            records += [
-                get(prefixes[number & MASK] + key)  # type: ignore[operator]  # see Keyspace
-                for number, key in zip(hashes[run], keys[run], strict=True)
-            ]
-            weight += sum(map(len, filter(None, records[begin:])))
-            if weight > REPLY_BYTES:
-                return records[: _fitting(records)]
-    except TypeError:
-        raise space.misrouted() from None
+    for begin in range(0, len(keys), _RUN):
+        run = list(map(snapshot.get, located[begin : begin + _RUN]))
+        records += run
+        weight += loops.total_size(run)
+        if weight > REPLY_BYTES:
+            return records[: _fitting(records)]
     return records
-
-
-def _heads(
-    snapshot: Snapshot, space: Keyspace, keys: Sequence[bytes], horizons: Sequence[Stamp]
-) -> tuple[list[bytes], list[int]]:
-    """Return the head of each record, and the places of corrupt records.
-
-    A tombstone up to its horizon counts as absent. Records that look like live ones without expiry
-    are not verified: a corrupt version changes the digest, and a corrupt payload is found when a
-    client reads it.
-
-    It returns fewer heads if the records are large, because each record is copied as a whole.
-    """
-    get, prefixes = snapshot.get, space.prefixes
-    heads: list[bytes] = []
-    corrupt: list[int] = []
-    weight = 0
-    try:
-        for key in keys:
-            if weight > HEADS_BYTES:
-                break
-            partition = xxh3_64_intdigest(key) & MASK
-            record = get(prefixes[partition] + key)  # type: ignore[operator]  # see Keyspace
-            if record is None:
-                heads.append(ABSENT_HEAD)
-                continue
-            weight += len(record)
-            head = record[:HEAD_BYTES]
-            if not (head.endswith(PLAIN) and len(record) > HEAD_BYTES):
-                if not is_intact(record, key, space.salt):
-                    corrupt.append(len(heads))
-                    head = ABSENT_HEAD
-                elif is_reapable_at(head, horizons[partition]):
-                    head = ABSENT_HEAD
-            heads.append(head)
-    except TypeError:
-        raise space.misrouted() from None
-    return heads, corrupt
 
 
 def _fitting(records: Sequence[bytes | None]) -> int:
@@ -293,32 +274,3 @@ def _fitting(records: Sequence[bytes | None]) -> int:
         if weight > REPLY_BYTES:
             return max(1, place)
     return len(records)
-
-
-def _payloads(
-    salt: int, hashes: Sequence[int], records: Sequence[bytes | None], now: int
-) -> tuple[list[bytes], list[int], list[int]]:
-    """Return the payloads (nil where there is none), the missing and the corrupt positions."""
-    payloads: list[bytes] = []
-    missing: list[int] = []
-    corrupt: list[int] = []
-    add = payloads.append
-    for number, record in zip(hashes, records, strict=False):  # fewer if the reply was cut
-        if record is None:
-            missing.append(len(payloads))
-            add(NIL)
-        elif (
-            xxh3_64_digest(record[CHECKSUM_END:], number ^ salt) != record[:CHECKSUM_END]
-            or len(record) < HEAD_BYTES
-        ):
-            corrupt.append(len(payloads))
-            add(NIL)
-        elif (tail := record[VERSION_END:HEAD_BYTES]) == PLAIN:
-            add(record[HEAD_BYTES:])
-        elif is_live_head(tail, now):
-            payload = record[HEAD_BYTES:]
-            add(value_of(payload) if tail[0] & _REGISTER else payload)
-        else:
-            missing.append(len(payloads))
-            add(NIL)
-    return payloads, missing, corrupt

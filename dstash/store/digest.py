@@ -17,6 +17,7 @@ from typing import Final
 
 from xxhash import xxh3_64_intdigest, xxh3_128_intdigest
 
+from dstash import loops
 from dstash.limits import PARTITIONS
 from dstash.store.record import (
     CHECKSUM_END,
@@ -78,11 +79,11 @@ class DigestKind(IntEnum):
     WRITES = 2
 
 
-#: By kind, the hashed part of a record.
+#: By kind, begin and end of the hashed part of a record.
 _HASHED: Final = {
-    DigestKind.VERSIONS: slice(CHECKSUM_END, VERSION_END),
-    DigestKind.CONTENT: slice(VERSION_END),
-    DigestKind.WRITES: slice(CHECKSUM_END, CHECKSUM_END + WRITE_BYTES),
+    DigestKind.VERSIONS: (CHECKSUM_END, VERSION_END),
+    DigestKind.CONTENT: (0, VERSION_END),
+    DigestKind.WRITES: (CHECKSUM_END, CHECKSUM_END + WRITE_BYTES),
 }
 
 
@@ -112,8 +113,14 @@ class Sum:
 
     def add(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
         """Add (storage key, record) pairs; only those up to ``until`` if it is given."""
+        begin, end = _HASHED[self.kind]
+        if self.until is None:
+            entries = list(entries)
+            digest, others = loops.sum_hashes(entries, begin, end)
+            self.value += int.from_bytes(digest, "big")
+            self.count += len(entries) - len(others)
+            entries = others
         horizon, until, value = self.horizon, self.until, self.value
-        hashed = _HASHED[self.kind]
         stamp_of = newest_stamp if self.kind is DigestKind.VERSIONS else write_stamp
         for storage_key, record in entries:
             if not is_sound(storage_key, record):
@@ -125,7 +132,7 @@ class Sum:
                 if horizon and is_reapable_at(record, horizon):
                     continue
             if until is None or stamp_of(version_of(record)) <= until:
-                value += xxh3_128_intdigest(storage_key + record[hashed])
+                value += xxh3_128_intdigest(storage_key + record[begin:end])
         self.value = value & _SUM_MASK
 
     def digest(self) -> bytes:

@@ -14,7 +14,7 @@ checksums of its own; most random bit flips in its file go unnoticed.)
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import Final, NamedTuple
 
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
@@ -100,40 +100,6 @@ def keyspace(index: bytes, owned: frozenset[int]) -> Keyspace:
 def head(version: Version, flags: int = 0, expiry: int = NEVER) -> bytes:
     """Return the part of a record between checksum and payload."""
     return version + bytes((flags,)) + expiry.to_bytes(8, "big")
-
-
-def seal(
-    space: Keyspace, keys: Sequence[bytes], heads: bytes, payloads: Sequence[bytes]
-) -> list[tuple[bytes, bytes]]:
-    """Return (storage key, record) pairs for keys whose records share one head.
-
-    Raises:
-        Misrouted: the partition of a key is not held here.
-    """
-    prefixes, salt = space.prefixes, space.salt
-    sealed = []
-    try:
-        for key, payload in zip(keys, payloads, strict=True):
-            digest = xxh3_64_intdigest(key)
-            body = heads + payload
-            sealed.append(
-                (
-                    prefixes[digest & MASK] + key,  # type: ignore[operator]  # None: see Keyspace
-                    xxh3_64_digest(body, digest ^ salt) + body,
-                )
-            )
-    except TypeError:
-        raise space.misrouted() from None
-    return sealed
-
-
-def locate(space: Keyspace, keys: Sequence[bytes]) -> list[bytes]:
-    """Return the storage keys of ``keys``; ``Misrouted`` if a partition is not held here."""
-    prefixes = space.prefixes
-    try:
-        return [prefixes[xxh3_64_intdigest(key) & MASK] + key for key in keys]  # type: ignore[operator]  # see Keyspace
-    except TypeError:
-        raise space.misrouted() from None
 
 
 def is_intact(record: bytes, key: bytes, salt: int) -> bool:

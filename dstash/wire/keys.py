@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from dstash import loops
 from dstash.errors import LimitError, ProtocolError, UnsupportedType
 from dstash.limits import MAX_KEY_BYTES
 
@@ -47,6 +48,17 @@ def encode_keys(keys: Sequence[Key]) -> list[bytes]:
         for key in keys:
             encode_key(key)
     return encoded
+
+
+def as_encoded(keys: Sequence[Key]) -> Sequence[Any]:
+    """Return keys as they are if they are all plain texts (``loops.are_plain``), else encoded.
+
+    The characters of a plain text are its encoded form.
+
+    Raises:
+        LimitError, UnsupportedType: for the first bad key.
+    """
+    return keys if loops.are_plain(keys) else encode_keys(keys)
 
 
 def encode_key(key: Key) -> bytes:

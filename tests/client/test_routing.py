@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dstash.client.routing import group, read_table, write_table
+from dstash.client.routing import Table, group, read_table, write_table
 from dstash.cluster.topology.topology import Change, Member, State, Topology
 from dstash.cluster.topology.view import View
 from dstash.limits import PARTITIONS
@@ -135,7 +135,7 @@ class TestWriting:
 
 @given(st.lists(st.binary(min_size=1, max_size=8), max_size=300), st.integers(1, 5))
 def test_group_groups_items_by_table_entry(keys: list[bytes], groups: int) -> None:
-    table = [partition % groups for partition in range(PARTITIONS)]
+    table = Table(partition % groups for partition in range(PARTITIONS))
     grouped = group(keys, keys, table)
     assert sorted(key for some in grouped.values() for key in some) == sorted(keys)
     for target, some in grouped.items():
@@ -146,7 +146,7 @@ def test_group_groups_items_by_table_entry(keys: list[bytes], groups: int) -> No
 @pytest.mark.parametrize("band", [1, 64])
 def test_group_of_large_batch_equals_that_of_small_ones(band: int) -> None:
     keys = [b"%d" % number for number in range(3 * PARTITIONS)]
-    table = [partition % 7 for partition in range(PARTITIONS)]
+    table = Table(partition % 7 for partition in range(PARTITIONS))
     grouped = group(keys, keys, table, band)
     for target, some in grouped.items():
         assert {table[partition_of(key)] for key in some} == {target}

@@ -21,7 +21,8 @@ from dstash.cluster.topology.view import View
 from dstash.errors import DStashError, Unavailable
 from dstash.store.interface import Write
 from dstash.store.memory import TwinStore
-from dstash.store.record import head, keyspace, partition_of, seal
+from dstash.store.record import head, keyspace, partition_of
+from dstash.store.sealing import seal
 from dstash.version import WRITER_BYTES, Stamp, pack
 from dstash.wire import codec
 from dstash.wire.messages import Stored

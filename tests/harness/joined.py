@@ -28,7 +28,8 @@ from dstash.peer.admission.requests import Reply
 from dstash.peer.assembly import Settings
 from dstash.peer.core import PeerCore
 from dstash.store.memory import TwinStore
-from dstash.store.record import build_record, keyspace, locate, open_record
+from dstash.store.record import build_record, keyspace, open_record
+from dstash.store.sealing import locate
 from dstash.types import Level
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.keys import encode_keys

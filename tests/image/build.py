@@ -172,7 +172,10 @@ def check_contents(podman: Podman) -> None:
     wrong = podman(*alone, "python", "-c", INSPECTION).strip()
     require(not wrong, wrong.replace("\n", "; "))
     version = podman(*alone, "dstash", "--version").strip()
-    require(re.fullmatch(r"(dstash )?\d+\.\S+", version), f"dstash --version prints {version!r}")
+    require(
+        re.fullmatch(r"dstash \d+\.\S+ \(compiled loops\)", version),
+        f"dstash --version prints {version!r}",
+    )
     status = podman.status(*alone)
     require(status == 2, f"a peer without curve and without insecure ends with {status}, not 2")
     complaint = podman.complaint("run", "--rm", "--read-only", "-e", "DSTASH_INSECURE=true", IMAGE)

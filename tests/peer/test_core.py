@@ -39,7 +39,8 @@ from dstash.limits import PARTITIONS
 from dstash.peer.assembly import Settings
 from dstash.peer.core import PeerCore
 from dstash.store.memory import TwinStore
-from dstash.store.record import Keyspace, head, keyspace, partition_of, seal
+from dstash.store.record import Keyspace, head, keyspace, partition_of
+from dstash.store.sealing import seal
 from dstash.version import newest_stamp, pack, stamp_at
 from dstash.wire import codec
 from dstash.wire.envelope import Envelope, decode, encode

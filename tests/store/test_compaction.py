@@ -22,7 +22,8 @@ from dstash.store.interface import Identity, Write
 from dstash.store.lmdb import LmdbStore
 from dstash.store.lock import kept_unused
 from dstash.store.offline.compaction import compact
-from dstash.store.record import head, seal
+from dstash.store.record import head
+from dstash.store.sealing import seal
 from dstash.version import pack, stamp_at
 from tests.harness.process import expirable
 from tests.harness.small_disks import SmallDisk

@@ -19,7 +19,8 @@ from dstash.store.interface import Write
 from dstash.store.lmdb import LmdbStore
 from dstash.store.offline.integrity import can_be_read, reading
 from dstash.store.offline.scrub import scrub
-from dstash.store.record import head, keyspace, seal
+from dstash.store.record import head, keyspace
+from dstash.store.sealing import seal
 from dstash.version import pack, stamp_at
 
 

@@ -31,7 +31,8 @@ from dstash.store.directory import DATA_FILE, LOCK_FILE, set_aside
 from dstash.store.environment.opening import LOCK_FILE_BYTES
 from dstash.store.interface import Identity, Write
 from dstash.store.lmdb import LmdbStore
-from dstash.store.record import head, keyspace, seal
+from dstash.store.record import head, keyspace
+from dstash.store.sealing import seal
 from dstash.types import Durability
 from dstash.version import pack, stamp_at
 from tests.harness.process import expirable

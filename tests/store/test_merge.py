@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from dstash.limits import PARTITIONS
 from dstash.store.interface import UNSURE, Write
 from dstash.store.memory import TwinStore
-from dstash.store.record import HEAD_BYTES, head, keyspace, partition_of, seal, version_of
+from dstash.store.record import HEAD_BYTES, head, keyspace, partition_of, version_of
+from dstash.store.sealing import seal
 from dstash.types import RecordFlag
 from dstash.version import MAX_STAMP, newest_stamp, pack, stamp_range_of
 

@@ -19,10 +19,11 @@ from dstash.store.interface import Write
 from dstash.store.lmdb import LmdbStore
 from dstash.store.memory import TwinStore
 from dstash.store.online import compaction
-from dstash.store.record import head, keyspace, seal
+from dstash.store.record import head, keyspace
 from dstash.store.register.ballot import Promise
 from dstash.store.register.voter import Bounds
 from dstash.store.register.votes import Accepts, Prepares
+from dstash.store.sealing import seal
 from dstash.types import Durability, RecordFlag
 from dstash.version import ZERO, pack, stamp_at, stamp_range_of
 from tests.store.register.parts import STORAGE_KEY, register

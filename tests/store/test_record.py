@@ -21,12 +21,11 @@ from dstash.store.record import (
     is_live_head,
     is_sound,
     keyspace,
-    locate,
     open_record,
     partition_of,
-    seal,
     split_storage_key,
 )
+from dstash.store.sealing import locate, seal
 from dstash.types import NEVER, RecordFlag
 from dstash.version import pack
 

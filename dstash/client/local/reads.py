@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
+from dstash import loops
 from dstash.client.local.batches import ABSENT, ASK, MOST_KEYS
 from dstash.client.local.rules import is_listed, routes, why_foreign
-from dstash.client.routing import group
+from dstash.client.routing import Table, sort_places
 from dstash.client.session import Session
 from dstash.cluster.topology.view import View
 from dstash.config.client import ClientSettings
-from dstash.errors import DStashError, StoreError
+from dstash.errors import DStashError, ProtocolError, StoreError
 from dstash.limits import MAX_KEY_BYTES, MAX_TTL_SECONDS, PARTITIONS, check_index
 from dstash.logger import Logger
 from dstash.store.record import (
@@ -37,7 +38,6 @@ from dstash.store.record import (
 from dstash.store.register.ballot import SIGN
 from dstash.store.sharing.places import StorePlace, this_machine
 from dstash.types import Level, RecordFlag
-from dstash.wire.codec import join_payloads
 from dstash.wire.keys import Key, encode_key, encode_keys
 from dstash.wire.values import TypeRegistry
 
@@ -66,7 +66,11 @@ _ONE: Final = Level.ONE.value
 Read = Callable[[bytes], bytes | None]
 ReadAll = Callable[[list[bytes]], list[bytes | None]]
 
-_NOWHERE: Final[list[Read | None]] = [None] * PARTITIONS
+_NOWHERE: Final[Table[Read | None]] = Table([None] * PARTITIONS)
+
+
+def _no_register(payload: bytes) -> bytes:
+    raise ProtocolError("a register is in an index without registers")
 
 
 class LocalLookup(Protocol):
@@ -200,7 +204,7 @@ class LocalReads:
         values: list[Any] = [ASK] * len(keys)
         reads_all, routed = self._reads_all, self._routes
         size = max(1, min(_SNAPSHOT_KEYS, int(_SNAPSHOT_BYTES / self._session.value_bytes)))
-        for read_record, places in group(encoded, range(len(keys)), routed, _BAND).items():
+        for read_record, places in sort_places(encoded, routed, _BAND).items():
             read_all = reads_all.get(read_record)
             for begin in range(0, len(places) if read_all is not None else 0, size):
                 try:
@@ -246,45 +250,34 @@ class LocalReads:
         read_all: Any,
         name: _Name,
         encoded: Sequence[bytes],
-        places: Sequence[int],
+        places: memoryview,
         values: list[Any],
     ) -> None:
         """Set the values of some keys, by their places, if they are in one store."""
-        picked = [encoded[place] for place in places]
-        numbers = list(map(xxh3_64_intdigest, picked))
+        picked = loops.pick(encoded, places)
         infix, salt = name
-        prefixes = _PREFIXES
-        records = read_all(
-            [
-                prefixes[number & MASK] + infix + key
-                for number, key in zip(numbers, picked, strict=True)
-            ]
-        )
-        payloads: list[bytes] = []
-        found: list[int] = []
-        add, note = payloads.append, found.append
-        for place, number, record in zip(places, numbers, records, strict=True):
-            if record is None:
-                values[place] = ABSENT
-            elif xxh3_64_digest(record[CHECKSUM_END:], number ^ salt) == record[:CHECKSUM_END]:
-                tail = record[VERSION_END:HEAD_BYTES]
-                if tail == PLAIN:
-                    add(record[HEAD_BYTES:])
-                    note(place)
-                elif len(tail) == len(PLAIN) and not tail[0] & _REGISTER:
-                    if is_live_head(tail, time.time_ns() // 1_000_000):
-                        add(record[HEAD_BYTES:])
-                        note(place)
-                    else:
-                        values[place] = ABSENT
+        numbers = map(xxh3_64_intdigest, picked)
+        located = [
+            _PREFIXES[number & MASK] + infix + key
+            for number, key in zip(numbers, picked, strict=True)
+        ]
+        records = read_all(located)
+        now = time.time_ns() // 1_000_000
         try:
-            decoded = self._types.decode_array(join_payloads(payloads))
+            frame, missing, corrupt = loops.join_live(salt, picked, records, now, _no_register)
+            for place in missing:
+                values[places[place]] = ABSENT
+            decoded = self._types.decode_array(frame)
         except DStashError:
             return
-        if len(decoded) == len(found):
-            for place, value in zip(found, decoded, strict=True):
-                values[place] = value
-            self._session.learn_size(sum(map(len, payloads)) / max(1, len(payloads)))
+        if len(decoded) != len(picked):
+            return
+        for place in missing:
+            decoded[place] = ABSENT
+        for place in corrupt:
+            decoded[place] = ASK
+        loops.put_at(values, places, decoded)
+        self._session.learn_size(len(frame) / max(1, len(picked) - len(missing)))
 
     def _learn(self, index: str) -> _Name | None:
         """Return an index that was not used before; None: its look-ups need a request."""
@@ -354,7 +347,9 @@ class LocalReads:
             table = routes(view, marks)
             has_any = any(peer is not None for peer in table)
             self._routes = (
-                [None if peer is None else reads[peer] for peer in table] if has_any else _NOWHERE
+                Table(None if peer is None else reads[peer] for peer in table)
+                if has_any
+                else _NOWHERE
             )
             if any(mark.epoch != view.epoch for mark in marks.values()) or usable.keys() - marks:
                 self._next_look = time.monotonic() + _LOOK_INTERVAL_S

@@ -10,15 +10,15 @@ are added to the result, while peers work on the next part.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from operator import itemgetter
+from functools import partial
 from typing import Any, Final, overload
 
+from dstash import loops
 from dstash.client.operations.base import Chunk
-from dstash.client.operations.batching import chunked, interleave
-from dstash.client.operations.reads import PARTITIONS_PER_BAND, LookupOperation, ReadChunk
-from dstash.client.routing import Peers, group
+from dstash.client.operations.batching import chunked
+from dstash.client.operations.reads import LookupOperation
 from dstash.errors import ProtocolError
-from dstash.wire.keys import Key, encode_keys
+from dstash.wire.keys import Key, as_encoded
 from dstash.wire.messages import Values
 
 #: The value of a key that is not found.
@@ -37,11 +37,10 @@ class _Part:
 
     def add_to(self, found: dict[Key, Any], again: dict[Key, Any]) -> None:
         """Add the keys that exist, in their order; ``again`` has the values of those sent again."""
-        pairs = zip(self.keys, self.values, strict=True)
         if not self.left and not self.has_missing:
-            found.update(pairs)
+            loops.add_pairs(found, self.keys, self.values)
             return
-        for key, value in pairs:
+        for key, value in zip(self.keys, self.values, strict=True):
             newest = again.get(key, value) if self.left else value
             if newest is not _ABSENT:
                 found[key] = newest
@@ -50,7 +49,7 @@ class _Part:
 class _Picked(Sequence[Key]):
     """Some keys of a part, by their places in it; looked up only where an error occurs."""
 
-    def __init__(self, part: _Part, places: Sequence[int]) -> None:
+    def __init__(self, part: _Part, places: memoryview) -> None:
         self.part = part
         self.places = places
 
@@ -84,27 +83,8 @@ class BatchLookup(LookupOperation):
             if self.is_linearizable:
                 yield from chunked(self.cut(part.keys))
             else:
-                encoded, self._encoded = self._encoded or encode_keys(part.keys), None
-                yield from chunked(self._first_chunks(part, encoded))
-
-    def _first_chunks(self, part: _Part, encoded: Sequence[bytes]) -> list[Chunk]:
-        """Return chunks for a part, of which no key was sent yet; ``encoded`` are its keys."""
-        table, size = self.session.read_targets(self.level), self.keys_per_chunk()
-        return interleave(
-            [
-                self._first_chunk(targets, part, members[first : first + size], encoded)
-                for first in range(0, len(members), size)
-            ]
-            for targets, members in group(
-                encoded, range(len(encoded)), table, PARTITIONS_PER_BAND
-            ).items()
-        )
-
-    def _first_chunk(
-        self, targets: Peers, part: _Part, places: Sequence[int], encoded: Sequence[bytes]
-    ) -> ReadChunk:
-        picked = itemgetter(*places)(encoded) if len(places) > 1 else [encoded[places[0]]]
-        return ReadChunk(self, targets, _Picked(part, places), 0, picked)
+                encoded, self._encoded = self._encoded or as_encoded(part.keys), None
+                yield from chunked(self.routed(encoded, partial(_Picked, part), 0))
 
     def deliver(self, keys: Sequence[Key], values: Values) -> None:
         """Process the answer to a look-up of ``keys``."""
@@ -113,8 +93,7 @@ class BatchLookup(LookupOperation):
             return
         decoded, places, part = self.decoded(keys, values), keys.places, keys.part
         found = part.values
-        for place, value in zip(places, decoded, strict=True):
-            found[place] = value
+        loops.put_at(found, places, decoded)
         try:
             for number in values.missing:
                 found[places[number]] = _ABSENT

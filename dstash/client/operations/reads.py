@@ -8,8 +8,10 @@ differ, a ``Reconciliation`` takes over.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from functools import partial
 from typing import Any, Final
 
+from dstash import loops
 from dstash.client.operations.base import Chunk, Failure
 from dstash.client.operations.batching import chunked, interleave
 from dstash.client.operations.reconciliation import (
@@ -24,14 +26,14 @@ from dstash.client.operations.registers.names import has_registers
 from dstash.client.operations.registers.pacing import WINDOW as SETTLES_WINDOW
 from dstash.client.operations.registers.settles import SettlingOperation
 from dstash.client.results import undecodable_error
-from dstash.client.routing import Peers, group
+from dstash.client.routing import Peers, sort_places
 from dstash.client.session import Send, Session
 from dstash.errors import DStashError, ProtocolError
 from dstash.store.record import Record
 from dstash.types import Level, OnError, RecordFlag
 from dstash.version import WRITER_BYTES, pack
 from dstash.wire import codec
-from dstash.wire.keys import Key, encode_keys
+from dstash.wire.keys import Key, as_encoded, encode_keys
 from dstash.wire.messages import Lookup, Values, Want
 from dstash.wire.protocol import CONTENT_DIGESTS
 from dstash.wire.shapes import Frame, Message
@@ -61,7 +63,7 @@ class LookupOperation(ReconcilingOperation, SettlingOperation):
         keys: to look up.
         level: how many replicas must agree.
         decode: decodes values.
-        encoded: the encoded keys of the first part of the batch, if they exist already.
+        encoded: the first part of the batch as ``as_encoded`` returns it, if that exists already.
         on_error: whether a value that cannot be decoded fails the call, or is returned as an
             ``Undecodable``.
     """
@@ -77,7 +79,7 @@ class LookupOperation(ReconcilingOperation, SettlingOperation):
         keys: Sequence[Key],
         level: Level,
         decode: Decode,
-        encoded: Sequence[bytes] | None = None,
+        encoded: Sequence[Any] | None = None,
         on_error: OnError = OnError.RAISE,
     ) -> None:
         super().__init__(session, deadline)
@@ -100,22 +102,42 @@ class LookupOperation(ReconcilingOperation, SettlingOperation):
             yield from chunked(self.cut(self._keys[begin : begin + batch_keys], encoded=encoded))
 
     def cut(
-        self, keys: Sequence[Key], attempt: int = 0, encoded: Sequence[bytes] | None = None
+        self, keys: Sequence[Key], attempt: int = 0, encoded: Sequence[Any] | None = None
     ) -> list[Chunk]:
         """Return chunks for keys, routed by the current view."""
-        size = self.keys_per_chunk()
         if self.is_linearizable:
-            return self.cut_settles(keys, size, attempt)
-        table = self.session.read_targets(self.level)
+            return self.cut_settles(keys, self.keys_per_chunk(), attempt)
+        return self.routed(encoded or as_encoded(keys), partial(loops.pick, keys), attempt)
+
+    def routed(
+        self, encoded: Sequence[Any], pick: Callable[[memoryview], Sequence[Key]], attempt: int
+    ) -> list[Chunk]:
+        """Return chunks for keys, routed by the current view.
+
+        Args:
+            encoded: the keys as ``as_encoded`` returns them.
+            pick: returns the keys at some places.
+            attempt: number of earlier attempts.
+        """
+        table, size = self.session.read_targets(self.level), self.keys_per_chunk()
         return interleave(
             [
-                ReadChunk(self, targets, members[begin : begin + size], attempt)
-                for begin in range(0, len(members), size)
+                self._chunk(targets, encoded, places[begin : begin + size], pick, attempt)
+                for begin in range(0, len(places), size)
             ]
-            for targets, members in group(
-                encoded or encode_keys(keys), keys, table, PARTITIONS_PER_BAND
-            ).items()
+            for targets, places in sort_places(encoded, table, PARTITIONS_PER_BAND).items()
         )
+
+    def _chunk(
+        self,
+        targets: Peers,
+        encoded: Sequence[Any],
+        places: memoryview,
+        pick: Callable[[memoryview], Sequence[Key]],
+        attempt: int,
+    ) -> ReadChunk:
+        frame = Frame(loops.pack_keys(encoded, places))
+        return ReadChunk(self, targets, pick(places), attempt, frame)
 
     def keys_per_chunk(self) -> int:
         """Return how many keys one request has, by the mean size of values."""
@@ -208,7 +230,7 @@ class RecordOperation(LookupOperation):
         return has_registers(self.index)
 
     def cut(
-        self, keys: Sequence[Key], attempt: int = 0, encoded: Sequence[bytes] | None = None
+        self, keys: Sequence[Key], attempt: int = 0, encoded: Sequence[Any] | None = None
     ) -> list[Chunk]:
         """Return chunks for keys, which compare the replicas record by record."""
         if self.is_linearizable:
@@ -243,14 +265,14 @@ class ReadChunk(Chunk):
         targets: Peers,
         keys: Sequence[Key],
         attempt: int,
-        encoded: Sequence[bytes] | None = None,
+        frame: Frame | None = None,
     ) -> None:
         self.operation = operation
         self.targets = targets
         self.keys = keys
         self.attempt = attempt
         self.epoch: int = operation.session.epoch
-        self._frame = Frame(codec.pack_blobs(encoded or encode_keys(keys)))
+        self._frame = frame or Frame(codec.pack_blobs(encode_keys(keys)))
         self._digests: dict[str, bytes] = {}
         self._is_corrupt = False
         #: How many of the keys, from the first on, all answers so far cover.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from dstash.client.operations.base import Chunk, Failure, Operation
 from dstash.client.routing import Peers, group
@@ -45,7 +45,7 @@ class ReconcilingOperation(Operation):
 
     @abstractmethod
     def cut(
-        self, keys: Sequence[Key], attempt: int = 0, encoded: Sequence[bytes] | None = None
+        self, keys: Sequence[Key], attempt: int = 0, encoded: Sequence[Any] | None = None
     ) -> list[Chunk]:
         """Return chunks for keys, routed by the current view."""
 

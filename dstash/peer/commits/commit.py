@@ -43,7 +43,8 @@ from dstash.peer.commits.votes import (
 )
 from dstash.peer.telemetry.meters import CommitStats, outcome_of
 from dstash.store.interface import LIVE, UNSURE, Merged, Store, Write
-from dstash.store.record import VERSION_END, Keyspace, head, seal
+from dstash.store.record import VERSION_END, Keyspace, head
+from dstash.store.sealing import seal
 from dstash.types import RecordFlag
 from dstash.version import VERSION_BYTES, WRITER_BYTES, Stamp, Version, newest_stamp, pack
 from dstash.wire import codec

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import starmap
 from typing import Final
 
+from dstash import loops
 from dstash.errors import (
     Busy,
     ClockSkew,
@@ -36,11 +36,11 @@ from dstash.store.record import (
     VERSION_END,
     Keyspace,
     is_sound,
-    locate,
     partition_in,
     version_of,
 )
 from dstash.store.register.ballot import is_register_key
+from dstash.store.sealing import locate
 from dstash.types import RecordFlag
 from dstash.version import MAX_STAMP, StampRange, newest_stamp, stamp_milliseconds, stamp_range_of
 from dstash.wire import codec
@@ -189,7 +189,7 @@ def _valid_stamps(entries: Sequence[tuple[bytes, bytes]], rules: Rules) -> Stamp
     """
     if not rules.has_spare or not entries:
         return None
-    if not all(starmap(is_sound, entries)):
+    if not loops.are_sound(entries):
         return None
     flags = {record[VERSION_END] for _, record in entries}
     if max(flags) >= _REGISTER:

@@ -21,7 +21,7 @@ from dstash.peer.background import Background
 from dstash.peer.commits.votes import VOTES
 from dstash.peer.keyspaces import Keyspaces
 from dstash.peer.registers.service import Registers
-from dstash.store.record import locate
+from dstash.store.sealing import locate
 from dstash.wire import codec
 from dstash.wire.registers import Change, Settle
 from dstash.wire.replication import Hint, Push, SeenRequest

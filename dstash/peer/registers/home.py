@@ -22,9 +22,10 @@ from dstash.peer.registers.coordinator import MOVING, Coordinator
 from dstash.peer.registers.operations import Operation
 from dstash.peer.registers.pending import Batch
 from dstash.peer.registers.requested import Requested
-from dstash.store.record import Keyspace, locate
+from dstash.store.record import Keyspace
 from dstash.store.register.ballot import SIGN
 from dstash.store.register.header import CALLER_BYTES
+from dstash.store.sealing import locate
 from dstash.types import NEVER
 from dstash.version import Stamp
 from dstash.wire import codec

@@ -19,7 +19,8 @@ from dstash.cluster.topology.topology import Topology
 from dstash.errors import CorruptRecord, ProtocolError, TimedOut, Unavailable
 from dstash.limits import PARTITIONS
 from dstash.peer import scan_pages
-from dstash.store.record import keyspace, locate
+from dstash.store.record import keyspace
+from dstash.store.sealing import locate
 from dstash.types import Level
 from dstash.wire.envelope import Envelope
 from dstash.wire.messages import Count, Page, Scan, ScanKeys

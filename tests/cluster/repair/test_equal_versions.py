@@ -15,7 +15,8 @@ from dstash.cluster.replication.streaming import stream
 from dstash.cluster.replication.tasks import Merge
 from dstash.limits import PARTITIONS
 from dstash.store.digest import DigestKind
-from dstash.store.record import head, keyspace, seal
+from dstash.store.record import head, keyspace
+from dstash.store.sealing import seal
 from dstash.version import WRITER_BYTES, pack, stamp_at
 from dstash.wire.replication import BucketsRequest, DigestsRequest, VersionsRequest
 from tests.cluster.virtual import ANSWERS, KEY, NOW, PARTITION, Cluster

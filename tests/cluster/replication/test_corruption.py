@@ -13,7 +13,8 @@ from dstash.cluster.replication.partitions import LocalPartitions
 from dstash.limits import PARTITIONS
 from dstash.store.interface import Write
 from dstash.store.memory import TwinStore
-from dstash.store.record import head, keyspace, partition_of, seal
+from dstash.store.record import head, keyspace, partition_of
+from dstash.store.sealing import seal
 from dstash.version import pack
 
 SPACE = keyspace(b"i", frozenset(range(PARTITIONS)))

@@ -21,7 +21,8 @@ from dstash.cluster.replication.tasks import Effect, Pause, Settle
 from dstash.limits import PARTITIONS
 from dstash.store.interface import Write
 from dstash.store.memory import TwinStore
-from dstash.store.record import head, keyspace, seal
+from dstash.store.record import head, keyspace
+from dstash.store.sealing import seal
 from dstash.version import pack, stamp_at
 from dstash.wire.replication import DigestsReply, DigestsRequest
 from dstash.wire.shapes import Message

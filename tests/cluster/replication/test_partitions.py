@@ -19,7 +19,8 @@ from dstash.limits import PARTITIONS
 from dstash.store.digest import EMPTY
 from dstash.store.interface import Write
 from dstash.store.memory import TwinStore
-from dstash.store.record import head, keyspace, partition_of, seal
+from dstash.store.record import head, keyspace, partition_of
+from dstash.store.sealing import seal
 from dstash.types import RecordFlag
 from dstash.version import pack
 

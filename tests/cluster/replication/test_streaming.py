@@ -21,7 +21,8 @@ from dstash.cluster.replication.transfer import copy, split_horizons
 from dstash.errors import ProtocolError
 from dstash.limits import MIB
 from dstash.store.memory import TwinStore
-from dstash.store.record import head, keyspace, partition_of, seal
+from dstash.store.record import head, keyspace, partition_of
+from dstash.store.sealing import seal
 from dstash.types import RecordFlag
 from dstash.version import WRITER_BYTES, pack, stamp_at
 from dstash.wire.replication import CopyRequest, DigestsRequest

@@ -18,7 +18,8 @@ from dstash.peer.commits.recent_deletes import RecentDeletes
 from dstash.peer.commits.rules import Rules
 from dstash.store.interface import Merged, Write
 from dstash.store.memory import TwinStore
-from dstash.store.record import VERSION_END, head, keyspace, partition_of, seal
+from dstash.store.record import VERSION_END, head, keyspace, partition_of
+from dstash.store.sealing import seal
 from dstash.types import RecordFlag
 from dstash.version import pack, stamp_at
 from dstash.wire import codec

@@ -12,9 +12,10 @@ from dstash.peer.admission.requests import Ticket
 from dstash.peer.admission.writes import COMMIT_BYTES, WaitingWrite
 from dstash.peer.commits.group import GroupCommit
 from dstash.peer.keyspaces import Keyspaces
-from dstash.store.record import Record, build_record, head, keyspace, partition_of, seal
+from dstash.store.record import Record, build_record, head, keyspace, partition_of
 from dstash.store.register.header import Header, pack_header
 from dstash.store.register.voter import Verdict
+from dstash.store.sealing import seal
 from dstash.types import RecordFlag
 from dstash.version import pack, stamp_at
 from dstash.wire import codec

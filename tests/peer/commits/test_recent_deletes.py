@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dstash.limits import PARTITIONS
 from dstash.peer.commits.recent_deletes import RecentDeletes
-from dstash.store.record import RecordFlag, head, keyspace, seal
+from dstash.store.record import RecordFlag, head, keyspace
+from dstash.store.sealing import seal
 from dstash.version import pack
 
 NOW = 1_700_000_000_000

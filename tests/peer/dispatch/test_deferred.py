@@ -8,7 +8,8 @@ from dstash.errors import Busy, NotReady, UsageError
 from dstash.peer.admission.questions import QUESTIONS
 from dstash.peer.commits.votes import VOTES
 from dstash.peer.dispatch.deferred import DEFERRED
-from dstash.store.record import keyspace, locate
+from dstash.store.record import keyspace
+from dstash.store.sealing import locate
 from dstash.wire import codec
 from dstash.wire.messages import Put
 from dstash.wire.registers import Settle

@@ -10,7 +10,8 @@ import pytest
 from dstash.cluster.topology.drops import Drop
 from dstash.cluster.topology.view import View
 from dstash.peer.admission.authority import Authority
-from dstash.store.record import locate, partition_of
+from dstash.store.record import partition_of
+from dstash.store.sealing import locate
 from dstash.version import stamp_at
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import Delete, Lookup, Values

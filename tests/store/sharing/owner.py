@@ -19,7 +19,8 @@ import json, sys, threading, time
 from pathlib import Path
 from dstash.store.interface import Identity, Write
 from dstash.store.lmdb import LmdbStore
-from dstash.store.record import head, keyspace, locate, seal
+from dstash.store.record import head, keyspace
+from dstash.store.sealing import locate, seal
 from dstash.store.sharing.heartbeat import Heartbeat
 from dstash.store.sharing.mark import SERVING_MARK, ServingMark
 from dstash.version import pack, stamp_at
