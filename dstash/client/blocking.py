@@ -140,6 +140,8 @@ class Client(RegisterMethods, BaseClient):
         """
         with self._tracing.call("lookup", index):
             found = self._pool.local.lookup(index, key, default, timeout, read)
+            if found is ASK and timeout is None:
+                found = self._pool.quick.lookup(index, key, default, read)
             if found is not ASK:
                 return found
             return self._run(self._calls.short_lookup(index, key, timeout, read)).get(key, default)

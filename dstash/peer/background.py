@@ -62,8 +62,6 @@ class Background:
         #: Whether the last tick looked which tasks are due, and the steady time of the next look.
         self.has_looked = False
         self._next_look = 0
-        #: The time (by this peer's own clock) of the last tick.
-        self._ticked_at = 0
         self._corruption = local_partitions.corruption
         #: How many corrupt records had been found at the last look.
         self._found = 0
@@ -118,7 +116,6 @@ class Background:
             stopping: begin no task but the last report to other peers, once no write waits.
         """
         steady = self.steady_time()
-        self._ticked_at = self.now
         found = self._corruption.found
         self.has_looked = stopping or steady >= self._next_look or found > self._found
         if self.has_looked:
@@ -138,9 +135,10 @@ class Background:
         elif not self._backlog.has_work:
             self.maintenance.freshness.send_last_report(steady)
 
-    def is_idle_at(self, now: int) -> bool:
-        """Whether nothing can be due since the last tick, which was in the same millisecond."""
-        return now == self._ticked_at and bool(self._next_look) and not self.scheduler.has_ready
+    @property
+    def has_looked_once(self) -> bool:
+        """Whether a tick has looked what is due since the last event that may begin a task."""
+        return bool(self._next_look)
 
     def look_soon(self) -> None:
         """Look at the next tick what is due, because of an event that may begin a task."""

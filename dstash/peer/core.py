@@ -57,6 +57,9 @@ class PeerCore:
         self.view: View | None = None
         #: Whether, at the last look, nothing was soon due that ``wakeup`` does not know of.
         self.is_calm = False
+        #: When the last tick was, until when no other has anything to do, and when one is due: by
+        #: this peer's own clock.
+        self._ticked_at = self._idle_until = self._due_at = 0
         #: Set when the disk failed permanently: the peer must stop.
         self.failure: DStashError | None = None
         state = SharedState(settings, store, now)
@@ -108,6 +111,7 @@ class PeerCore:
             short = None  # the dispatch reports the failure
         if short is not None:
             return [Reply(sender, short)]
+        self.disturb()
         try:
             envelope = decode(parts)
         except ProtocolError as error:
@@ -136,22 +140,41 @@ class PeerCore:
             replies.append(self.replies.encode(request.ticket, Error.of(error), now))
         if (broken := self.store.check_writable()) is not None:
             self.failure = self.failure or StoreFailed(broken)
+        self._rest(now)
         return replies, outgoing
 
     def is_idle_at(self, now: int) -> bool:
-        """Whether ``tick`` has nothing to do: it has run in the same millisecond, and no news."""
-        return (
-            self._background.is_idle_at(now)
+        """Whether ``tick`` has nothing to do, because nothing has happened since the last one."""
+        return self._ticked_at <= now < self._idle_until
+
+    def disturb(self) -> None:
+        """Take note that something has happened, so that ``tick`` may have something to do."""
+        self._idle_until = 0
+
+    def wakeup(self, now: int) -> int:
+        """Return how many milliseconds may pass before ``tick`` is due."""
+        if self.is_idle_at(now):  # to ask all again would take longer than to answer a look-up
+            return self._due_at - now
+        waits, due = self._background.wakeup(now), self.registers.wakeup(now)
+        return waits if due is None else min(waits, due)
+
+    @property
+    def longest_wait(self) -> int:
+        """How many milliseconds may pass between two ticks, if no event comes before."""
+        return _CALM_WAIT_MS if self.is_calm else _MAX_WAIT_MS
+
+    def _rest(self, now: int) -> None:
+        """Note until when there is nothing to do, at the end of a tick."""
+        self._idle_until = 0
+        if (
+            self._background.has_looked_once
             and not self._questions.ready
             and not self.registers.has_work
             and not self.health.stopping
             and self.failure is None
-        )
-
-    def wakeup(self, now: int) -> int:
-        """Return how many milliseconds may pass before ``tick`` is due."""
-        waits, due = self._background.wakeup(now), self.registers.wakeup(now)
-        return waits if due is None else min(waits, due)
+        ):
+            self._ticked_at, self._due_at = now, now + self.wakeup(now)
+            self._idle_until = min(self._due_at, now + self.longest_wait)
 
     def take_proposals(self) -> list[Proposal]:
         """Return the topology steps that became due since the last call."""
@@ -174,6 +197,7 @@ class PeerCore:
         self.topology_news.install(view)
         self._background.install(view, now)
         self.registers.install(view)
+        self.disturb()
         return [reply for request in waited for reply in self._handle(request, now)]
 
     def next_commit(self, now: int) -> Commit | None:
@@ -191,6 +215,7 @@ class PeerCore:
         ready = [reply for reply in commit.replies if not self.registers.refused(reply[0])]
         voted = [self.registers.voted(write, answer) for write, answer in commit.votes]
         ready += [reply for reply in voted if reply is not None]
+        self.disturb()
         return [self.replies.encode(ticket, message, now) for ticket, message in ready]
 
     @property
@@ -269,6 +294,10 @@ class PeerCore:
         if ticket.notes is not None:
             ticket.notes.waits()
 
+
+#: The longest wait for events, and while nothing is soon due that ``wakeup`` does not know of.
+_MAX_WAIT_MS: Final = 200
+_CALM_WAIT_MS: Final = 500
 
 #: An answer of up to this many bytes is sent however many wait to be read.
 _SMALL_ANSWER: Final = 128 * 1024

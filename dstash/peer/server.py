@@ -46,9 +46,8 @@ T = TypeVar("T")
 #: The most messages handled in one iteration of the loop, before commits and posts.
 _MAX_BURST = 128
 
-#: The longest wait for events in one iteration of the loop, and while nothing is soon due.
-_MAX_POLL_MS = 200
-_CALM_POLL_MS = 500
+#: A poll that finds a message within this time (seconds) did not wait: others may wait behind it.
+_NO_WAIT_S = 0.00005
 #: How often (seconds) the heartbeat is written, at most.
 _BEAT_INTERVAL_S = 0.1
 #: How often (seconds) the socket is read while messages wait in the inbox.
@@ -129,6 +128,8 @@ class PeerServer:
         self._commits: queue.SimpleQueue[Commit | None] = queue.SimpleQueue()
         self._committing = False
         self._has_answered = False
+        #: Whether messages wait, so that those of all senders are read before the next is handled.
+        self._is_busy = False
         self._waited_for = True
         self._stop = threading.Event()
         self._deadline = 0.0
@@ -270,15 +271,19 @@ class PeerServer:
         if now - self._beaten_at > _BEAT_INTERVAL_S:
             self._beaten_at = now
             self.beat()
-        longest = _CALM_POLL_MS if self._core.is_calm else _MAX_POLL_MS
-        ready = self._poller.wait(min(longest, self._core.wakeup(wall())))
-        for source in ready:
+        core, has_message = self._core, False
+        for source in self._poller.wait(min(core.longest_wait, core.wakeup(wall()))):
             if source == self._waker.handle:
                 self._waker.clear()
-            elif source is not self._router.socket:
+            elif source is self._router.socket:
+                has_message = True
+            else:
                 self._take_events(source)
-        self._run_posts()
-        self._receive_burst()
+        if self._posts:
+            self._run_posts()
+        if has_message or self._inbox:
+            self._is_busy = self._is_busy or time.monotonic() - now < _NO_WAIT_S
+            self._receive_burst()
         self._maintain()
         self._hand_over()
 
@@ -292,6 +297,7 @@ class PeerServer:
         return replies
 
     def _take_events(self, ready: object) -> None:
+        self._core.disturb()
         for peer, parts in self._links.events(ready):
             if parts is None:
                 self._core.outgoing.lost(peer)
@@ -302,12 +308,13 @@ class PeerServer:
         return time.perf_counter() - self._maintaining_since < _MAINTENANCE_S
 
     def _maintain(self) -> None:
+        now = wall()
+        if self._core.is_idle_at(now):
+            return
         if self._has_answered and self._core.scheduler.has_ready:
             os.sched_yield()  # to ZeroMQ's thread, which has answers to send
         self._has_answered = False
-        now = wall()
-        if not self._core.is_idle_at(now):
-            self._tick(now)
+        self._tick(now)
         news = self._core.topology_news
         if news.wants_refresh:
             news.wants_refresh = False
@@ -329,6 +336,7 @@ class PeerServer:
                 self._core.outgoing.lost(message.peer)
             if not self._links.send(message.peer, address, message.frames):
                 self._core.outgoing.unsent(message)
+                self._core.disturb()
         proposals = self._core.take_proposals()
         if proposals:
             self._agent.propose(proposals)
@@ -355,30 +363,39 @@ class PeerServer:
             return False
         if not self._core.health.stopping:
             self._core.health.stopping = True
+            self._core.disturb()
             self._deadline = time.monotonic() + self._drain
             _log.info("stopping: answering accepted requests")
             return False
         return not self._core.has_work or time.monotonic() > self._deadline
 
     def _run_posts(self) -> None:
+        self._core.disturb()
         while self._posts:
             self._send(self._posts.popleft()())
 
     def _receive_burst(self) -> None:
-        for _ in range(_MAX_BURST):
+        for number in range(_MAX_BURST):
             began = time.perf_counter()
             received = self._next_message(began)
             if received is None:
+                self._is_busy = number > 1
                 return
             replies = self._answer(received)
             self.meters.handling.observe(time.perf_counter() - began)
             self._send(replies)
+            if not self._is_busy:
+                return  # the next poll finds out whether there are more
         self._waker.wake()  # more may wait: do not sleep on it
 
     def _next_message(self, now: float) -> Received | None:
         """Return the message to handle next; the only message passes by the inbox."""
         inbox, router, tracer = self._inbox, self._router, self._core.tracer
         if not inbox:
+            if not self._is_busy:  # to look for a second message takes as long as to answer one
+                if tracer is not None:
+                    tracer.waited = 0.0
+                return router.receive()
             first = router.receive() if router.has_message else None
             if first is None or not router.has_message:
                 if tracer is not None:

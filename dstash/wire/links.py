@@ -91,6 +91,13 @@ class Links:
             return True
         return link is not None and link.send(parts)
 
+    def up(self, peer: str, address: str | None) -> Link | None:
+        """Return the connection to a peer at that address, if it is up."""
+        link = self._links.get(peer)
+        if link is None or link.state is not LinkState.UP or link.address != address:
+            return None
+        return link
+
     def moved(self, peer: str, address: str | None) -> bool:
         """Drop the connection to a peer whose address changed; return whether it existed."""
         known = self._links.get(peer) or self._searches.get(peer)

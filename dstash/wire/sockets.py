@@ -30,6 +30,9 @@ MONITOR_EVENT: Final = struct.Struct("=hi")
 #: Messages that may wait in one connection; with more, it counts as stuck.
 _HIGH_WATER_MESSAGES: Final = 512
 _HANDSHAKE_TIMEOUT_S: Final = 1.0
+#: How long (milliseconds) ``Link.await_message`` waits.
+_AWAIT_MS: Final = 20
+_BLOCK: Final = 0
 #: The value of ``HANDSHAKE_FAILED_PROTOCOL`` when only one side uses CURVE.
 _MECHANISM_MISMATCH: Final = int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
 
@@ -39,6 +42,10 @@ NOBLOCK: Final = int(zmq.NOBLOCK)
 _MORE_FOLLOWS: Final = int(zmq.SNDMORE) | NOBLOCK
 
 
+#: The ``send`` below that of ``zmq.Socket``, which takes as long to prepare options of no use here.
+_send: Final = zmq.backend.Socket.send
+
+
 def send_parts(socket: zmq.Socket[bytes], parts: list[bytes]) -> None:
     """Send a message without blocking; faster than ``send_multipart``.
 
@@ -46,17 +53,17 @@ def send_parts(socket: zmq.Socket[bytes], parts: list[bytes]) -> None:
         zmq.ZMQError: the message was not sent.
     """
     for part in parts[:-1]:
-        socket.send(part, _MORE_FOLLOWS)
-    socket.send(parts[-1], NOBLOCK)
+        _send(socket, part, _MORE_FOLLOWS)
+    _send(socket, parts[-1], NOBLOCK)
 
 
-def receive_parts(socket: zmq.Socket[bytes]) -> list[bytes]:
-    """Return the frames of the next message without blocking; faster than ``recv_multipart``.
+def receive_parts(socket: zmq.Socket[bytes], flags: int = NOBLOCK) -> list[bytes]:
+    """Return the frames of the next message; faster than ``recv_multipart``.
 
     Raises:
         zmq.ZMQError: there is no message.
     """
-    frame = socket.recv(NOBLOCK, copy=False)
+    frame = socket.recv(flags, copy=False)
     parts = [frame.bytes]
     while frame.more:
         frame = socket.recv(NOBLOCK, copy=False)
@@ -250,6 +257,7 @@ class Link:
         self.socket.set(zmq.RECONNECT_IVL, 50)
         self.socket.set(zmq.RECONNECT_IVL_MAX, 1000)
         self.socket.set(zmq.CONNECT_TIMEOUT, 1000)
+        self.socket.set(zmq.RCVTIMEO, _AWAIT_MS)  # of ``await_message`` only: others do not block
         self.monitor = self.socket.get_monitor_socket(sum(_TRANSITIONS))
         if key:
             if keys is None:
@@ -292,6 +300,13 @@ class Link:
         """Return the frames of the next message, None if there is none."""
         try:
             return receive_parts(self.socket)
+        except zmq.ZMQError:
+            return None
+
+    def await_message(self) -> list[bytes] | None:
+        """Return the frames of the next message; None if there is none within 20 ms."""
+        try:
+            return receive_parts(self.socket, _BLOCK)
         except zmq.ZMQError:
             return None
 

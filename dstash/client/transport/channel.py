@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from dstash.client.sightings import Sighting
 from dstash.errors import DStashError, ProtocolError
 from dstash.wire.envelope import decode
 from dstash.wire.links import Links
-from dstash.wire.sockets import Context, Poller
+from dstash.wire.sockets import Context, Link, Poller
 
 #: Creates the operation that finds the cluster, given its deadline.
 Find = Callable[[int], Call]
@@ -22,6 +22,8 @@ Find = Callable[[int], Call]
 #: Timeout of a search for the cluster within a call, and the pause before the next search.
 _SEARCH_TIMEOUT_MS: Final = 1000
 _SEARCH_PAUSE_MS: Final = 500
+#: The longest time for which only the sockets are read from which answers are expected.
+_MAX_UNPOLLED_MS: Final = 200
 
 
 class Channel:
@@ -38,19 +40,29 @@ class Channel:
         self._links = Links(context, self._poller, session.greeting)
         self._stores: dict[str, Sighting] = {}
         self._next_find = 0
+        #: When all sockets were polled last.
+        self._polled_at = 0
         #: The call, and the search for the cluster within it: both get every message.
         self._running: list[Call] = []
 
-    def run(self, operation: Call, find: Find | None = None) -> Any:
+    def run(
+        self,
+        operation: Call,
+        find: Find | None = None,
+        received: Sequence[tuple[str, list[bytes]]] = (),
+    ) -> Any:
         """Drive a call to its end and return its result, or raise its error.
 
         Args:
             operation: the call.
             find: creates the operation that finds the cluster, in case every member has moved.
+            received: peer and frames of messages that were received for it already.
         """
         operation.stores = self._stores
         self._running.append(operation)
         try:
+            for peer, parts in received:
+                self._receive(peer, parts)
             if isinstance(operation, ShortCall):
                 self._drive_short(operation)
             if not operation.done:
@@ -74,9 +86,10 @@ class Channel:
 
     def _drive_short(self, call: ShortCall) -> None:
         """Drive a short call until it is done, or until an operation has taken it over."""
-        self._send(call.more(self._session.wall()), call)
+        if call.hungry:
+            self._send(call.more(self._session.wall()), call)
         while call.is_running_short:
-            now = self._session.wall()
+            now = self._polled_at = self._session.wall()
             for ready in self._poller.wait(max(0, call.wakeup() - now)):
                 self._take_message(ready, call)
             if call.is_running_short and (now := self._session.wall()) >= call.wakeup():
@@ -90,6 +103,21 @@ class Channel:
             self._pump(call, 0)  # a connection changed
         else:
             self._receive(event.peer, event.parts or [])
+
+    def quick_links(self, peers: Sequence[str], now: int) -> list[Link] | None:
+        """Return the connections to peers, if all are up.
+
+        None too if other sockets were not polled for a while: their events must be read.
+        """
+        if now - self._polled_at > _MAX_UNPOLLED_MS:
+            return None
+        links, session = [], self._session
+        for peer in peers:
+            link = self._links.up(peer, session.endpoint(peer))
+            if link is None:
+                return None
+            links.append(link)
+        return links
 
     def close(self) -> None:
         """Close every connection."""

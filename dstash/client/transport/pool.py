@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from dstash.client.calls import Calls
@@ -14,6 +15,7 @@ from dstash.client.local.reads import LocalLookup, NoLocalReads, open_local_read
 from dstash.client.operations.base import Call
 from dstash.client.session import Session
 from dstash.client.transport.channel import Channel
+from dstash.client.transport.quick import NoQuickLookups, QuickLookup, QuickLookups
 from dstash.config.client import ClientSettings
 from dstash.errors import ClosedError, DStashError
 from dstash.wire.sockets import Context
@@ -63,6 +65,8 @@ class ChannelPool:
         #: Look-ups without a request. In a forked child it is that of the parent, which answers no
         #: look-up, until the first request.
         self.local: LocalLookup = NoLocalReads()
+        #: Look-ups of one key in one round trip; the same holds for a forked child.
+        self.quick: QuickLookup = NoQuickLookups()
         self._state()  # reports invalid key files now, not on the first call
 
     @property
@@ -121,9 +125,20 @@ class ChannelPool:
         if state is None:
             state = self._states.setdefault(process, self._new_state())
             self.local = state.local
+            self.quick = self._quick_lookups(state)
             for parent in [number for number in list(self._states) if number != process]:
                 self._states.pop(parent, None)
         return state
+
+    def _quick_lookups(self, state: _State) -> QuickLookup:
+        settings = self._settings
+        if settings.tracing:
+            return NoQuickLookups()
+        level = state.calls.read_level(None)
+        lend = partial(_Lent, self, state)
+        return QuickLookups(
+            state.session, self._types, level, settings.timeout, lend, state.calls.discovery
+        )
 
     def _new_state(self) -> _State:
         session = self._new_session()

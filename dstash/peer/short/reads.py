@@ -147,15 +147,20 @@ class ShortReads:
     def _serves(self, header: list[Any]) -> bool:
         """Whether the fields of a look-up are valid, and no check can refuse it."""
         protocol, kind, correlation, epoch, moment, index, want = header
-        numbers = (protocol, kind, correlation, epoch, moment, want)
         health = self._health
         return (
-            {*map(type, numbers)} == _INTEGERS
-            and min(numbers) >= 0
-            and is_spoken(protocol)
+            type(protocol) is int
+            and type(kind) is int
+            and type(correlation) is int
+            and type(epoch) is int
+            and type(moment) is int
+            and type(want) is int
+            and type(index) is str
             and epoch == self._epoch > 0
             and want in _PLANS
-            and type(index) is str
+            and correlation >= 0
+            and moment >= 0
+            and is_spoken(protocol)
             and not health.stopping
             and health.not_ready is None
             and self._admission.authority is None
@@ -206,7 +211,6 @@ class ShortReads:
         return digest, _NONE, b"\x91" + record[HEAD_BYTES:] if plan.has_values else _NO_VALUES
 
 
-_INTEGERS: Final = {int}
 #: The places of missing keys: the only key, or none.
 _FIRST: Final = [0]
 _NONE: Final[list[int]] = []

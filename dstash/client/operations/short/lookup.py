@@ -6,6 +6,7 @@ compares them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from dstash.client.operations.base import take_late_answer
@@ -29,6 +30,8 @@ _VALUES: Final = Want.VALUES.value
 _DIGEST: Final = Want.DIGEST.value
 _CONTENT: Final = Want.CONTENT.value
 
+_ALONE: Final = [_VALUES]
+
 #: The fields of the header of ``Values``.
 _HEADER_FIELDS: Final = 9
 
@@ -36,9 +39,39 @@ _HEADER_FIELDS: Final = 9
 class _Answer(NamedTuple):
     """The fields of a ``Values`` that counts one key and no corrupt record."""
 
+    correlation: int
+    moment: int
     digest: bytes
     missing: list[int]
     values: bytes
+
+
+def plain_answer(parts: list[bytes]) -> _Answer | None:
+    """Return the fields of a message if it is a plain answer to a look-up of one key, else None."""
+    if len(parts) != 2:
+        return None
+    try:
+        header = codec.unpack_header(parts[0])
+    except ProtocolError:
+        return None
+    if len(header) != _HEADER_FIELDS or header[1] != Values.KIND:
+        return None
+    protocol, _, correlation, _, moment, answered, digest, missing, corrupt = header
+    is_plain = (
+        (type(correlation), type(moment), type(digest)) == (int, int, bytes)
+        and (answered, corrupt) == (1, [])
+        and is_spoken(protocol)
+        and moment >= 0
+    )
+    return _Answer(correlation, moment, digest, missing, parts[1]) if is_plain else None
+
+
+def wants(session: Session, targets: Peers) -> list[int]:
+    """Return the bits of ``Want`` for each target: the first sends the value."""
+    if len(targets) < 2:
+        return _ALONE
+    compared = _DIGEST | _CONTENT if session.all_speak(targets, CONTENT_DIGESTS) else _DIGEST
+    return [_VALUES | compared] + [compared] * (len(targets) - 1)
 
 
 class ShortLookup(ShortCall):
@@ -101,36 +134,39 @@ class ShortLookup(ShortCall):
             and message.answered == 1
             and not message.corrupt
         ):
-            answer = _Answer(message.digest, message.missing, message.values)
-            return self._take(peer, envelope.correlation, envelope.moment, answer, now)
+            answer = _Answer(
+                envelope.correlation,
+                envelope.moment,
+                message.digest,
+                message.missing,
+                message.values,
+            )
+            return self._take(peer, answer, now)
         return self._continued().receive(peer, envelope, now)
 
     def receive_frames(self, peer: str, parts: list[bytes], now: int) -> list[Send] | None:
         """Process the frames of a message if they are an answer to this call; else return None."""
-        if self._general is not None or len(parts) != 2:
+        answer = plain_answer(parts) if self._general is None else None
+        if answer is None or answer.correlation not in self._asked:
             return None
-        try:
-            header = codec.unpack_header(parts[0])
-        except ProtocolError:
-            return None
-        if len(header) != _HEADER_FIELDS or header[1] != Values.KIND:
-            return None
-        protocol, _, correlation, _, moment, answered, digest, missing, corrupt = header
-        is_plain = (
-            (type(correlation), type(moment), type(digest)) == (int, int, bytes)
-            and correlation in self._asked
-            and (answered, corrupt) == (1, [])
-            and is_spoken(protocol)
-            and moment >= 0
-        )
-        if not is_plain:
-            return None
-        return self._take(peer, correlation, moment, _Answer(digest, missing, parts[1]), now)
+        return self._take(peer, answer, now)
 
     def result(self) -> dict[Key, Any]:
         """Return the value found, by its key."""
         found: dict[Key, Any] = self._found if self._has_ended else self._continued().result()
         return found
+
+    def resume(self, targets: Peers, epoch: int, asked: Mapping[int, str], sent_at: int) -> None:
+        """Take over requests that were sent.
+
+        Args:
+            targets: that were asked; the first for the value.
+            epoch: by which they were routed.
+            asked: peer by the correlation id of its request.
+            sent_at: when, by the session's wall clock.
+        """
+        self._targets, self._epoch, self._sent_at = targets, epoch, sent_at
+        self._asked.update(asked)
 
     # -- inside
 
@@ -138,14 +174,9 @@ class ShortLookup(ShortCall):
         session = self.session
         epoch = session.epoch
         self._targets, self._epoch, self._sent_at = targets, epoch, now
-        compared = 0
-        if len(targets) > 1:
-            knows = session.all_speak(targets, CONTENT_DIGESTS)
-            compared = _DIGEST | _CONTENT if knows else _DIGEST
         body = (codec.pack_blobs((self._encoded,)),)
-        want = _VALUES | compared
         sends = []
-        for peer in targets:
+        for peer, want in zip(targets, wants(session, targets), strict=True):
             correlation = session.next_correlation()
             self._asked[correlation] = peer
             fields = (self.index, want)
@@ -154,23 +185,21 @@ class ShortLookup(ShortCall):
                     peer, correlation, self.deadline, epoch, Lookup.KIND, fields, body
                 )
             )
-            want = compared
         return sends
 
-    def _take(
-        self, peer: str, correlation: int, moment: int, answer: _Answer, now: int
-    ) -> list[Send]:
+    def _take(self, peer: str, answer: _Answer, now: int) -> list[Send]:
         self._hear(peer, now)
-        self.session.learn_clock(peer, moment, self._sent_at, now)
+        self.session.learn_clock(peer, answer.moment, self._sent_at, now)
         self._answers[peer] = answer
         if len(self._answers) < len(self._targets):
-            del self._asked[correlation]
+            del self._asked[answer.correlation]
             return []
         if self._deliver():
             self._asked.clear()
             return []
         del self._answers[peer]  # the operation processes the last answer itself
-        return self._continued().receive(peer, Envelope(correlation, 0, 0, _values(answer)), now)
+        envelope = Envelope(answer.correlation, 0, 0, _values(answer))
+        return self._continued().receive(peer, envelope, now)
 
     def _deliver(self) -> bool:
         """Set the result, if the answers agree and the value can be decoded."""

@@ -40,6 +40,35 @@ from dstash.wire.shapes import EMPTY, Frame
 _HEADER_FIELDS: Final = 7
 
 
+def _plain_ack(parts: list[bytes]) -> tuple[int, int, bytes] | None:
+    """Return correlation id, clock and earlier state in a message if it is a plain ack."""
+    if len(parts) != 1:
+        return None
+    try:
+        header = codec.unpack_header(parts[0])
+    except ProtocolError:
+        return None
+    if len(header) != _HEADER_FIELDS or header[1] != Stored.KIND:
+        return None
+    protocol, _, correlation, _, moment, rejected, existed = header
+    is_plain = (
+        (type(correlation), type(moment), type(existed)) == (int, int, bytes)
+        and rejected == []
+        and is_spoken(protocol)
+        and moment >= 0
+    )
+    return (correlation, moment, existed) if is_plain else None
+
+
+def take_late_ack(session: Session, peer: str, parts: list[bytes]) -> bool:
+    """Process a message if it is the plain ack of an earlier write; return whether it is."""
+    ack = _plain_ack(parts)
+    if ack is None or not session.outstanding.acked(ack[0]):
+        return False
+    session.heard(peer)
+    return True
+
+
 class ShortWrite(ShortCall):
     """Writes one key; the result is a ``BatchResult``.
 
@@ -118,23 +147,10 @@ class ShortWrite(ShortCall):
 
     def receive_frames(self, peer: str, parts: list[bytes], now: int) -> list[Send] | None:
         """Process the frames of a plain ack, of this write or an earlier one; else return None."""
-        if self._general is not None or len(parts) != 1:
+        ack = _plain_ack(parts) if self._general is None else None
+        if ack is None:
             return None
-        try:
-            header = codec.unpack_header(parts[0])
-        except ProtocolError:
-            return None
-        if len(header) != _HEADER_FIELDS or header[1] != Stored.KIND:
-            return None
-        protocol, _, correlation, _, moment, rejected, existed = header
-        is_plain = (
-            (type(correlation), type(moment), type(existed)) == (int, int, bytes)
-            and rejected == []
-            and is_spoken(protocol)
-            and moment >= 0
-        )
-        if not is_plain:
-            return None
+        correlation, moment, existed = ack
         if self._asked.get(correlation) == peer:
             return self._take(peer, correlation, moment, existed, now)
         if self.session.outstanding.acked(correlation):

@@ -1,0 +1,231 @@
+"""Look-ups of one key whose answers come at once: one round trip, and few steps around it.
+
+For such a look-up even the objects of a ``ShortLookup`` take longer than the message.
+``QuickLookups`` sends the same requests, and waits for each answer on the socket it comes from.
+Everything else is left to a ``ShortLookup``, which gets the requests and what was received: an
+answer that is late, differs or cannot be decoded, or an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Final, NamedTuple, Protocol
+
+from xxhash import xxh3_64_intdigest
+
+from dstash.client.local.batches import ASK
+from dstash.client.operations.registers.names import check_name
+from dstash.client.operations.short.lookup import ShortLookup, plain_answer, wants
+from dstash.client.operations.short.write import take_late_ack
+from dstash.client.routing import Peers
+from dstash.client.session import Session
+from dstash.client.transport.channel import Channel, Find
+from dstash.errors import DStashError
+from dstash.limits import MAX_KEY_BYTES
+from dstash.store.record import MASK
+from dstash.types import Level
+from dstash.wire.codec import pack_blobs
+from dstash.wire.keys import Key
+from dstash.wire.messages import Lookup
+from dstash.wire.sockets import Link
+from dstash.wire.values import TypeRegistry
+
+_MAX_INDEXES: Final = 32
+_LEVELS: Final[dict[object, Level]] = {
+    name: level for level in Level for name in (level, level.value)
+}
+_LEVEL_TYPES: Final = frozenset((str, Level))
+#: The most late acks of earlier writes that are read before an answer.
+_MAX_LATE_ACKS: Final = 8
+_MISSING: Final = object()
+
+
+class QuickLookup(Protocol):
+    """Look-ups of one key in one round trip."""
+
+    def lookup(self, index: str, key: Key, default: Any, read: str | Level | None) -> Any:
+        """Return the value of a key, ``default`` if there is none, or ``ASK``."""
+
+
+class NoQuickLookups:
+    """Quick look-ups that are turned off."""
+
+    def lookup(self, index: str, key: Key, default: Any, read: str | Level | None) -> Any:
+        """Return ``ASK``."""
+        return ASK
+
+
+class _Wanted(NamedTuple):
+    """What is looked up: the arguments of a ``ShortLookup``, and the peers to ask.
+
+    ``name``: of the index.
+    """
+
+    deadline: int
+    name: str
+    key: Key
+    encoded: bytes
+    level: Level
+    targets: Peers
+
+
+class QuickLookups:
+    """The quick look-ups of a client in one process. Safe for any number of threads.
+
+    Args:
+        session: the state that the calls of the client share.
+        types: decodes values.
+        level: of look-ups that name none.
+        timeout: of a call, in seconds.
+        lend: lends a channel to the calling thread.
+        find: creates the operation that finds the cluster, in case every member has moved.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        types: TypeRegistry,
+        level: Level,
+        timeout: float,
+        lend: Callable[[], AbstractContextManager[Channel]],
+        find: Find,
+    ) -> None:
+        self._session = session
+        self._types = types
+        self._level = level
+        self._timeout_ms = max(1, round(timeout * 1000))
+        self._lend = lend
+        self._find = find
+        self._process = session.process()
+        #: Whether an index has registers, for those that were used before.
+        self._known: dict[str, bool] = {}
+
+    def lookup(self, index: str, key: Key, default: Any, read: str | Level | None) -> Any:
+        """Return the value of a key, ``default`` if there is none, or ``ASK``.
+
+        ``ASK`` means that no look-up was begun, for example because of its arguments.
+        """
+        session = self._session
+        if type(key) is not str or type(index) is not str or session.process() != self._process:
+            return ASK
+        if read is None:
+            level: Level | None = self._level
+        else:
+            level = _LEVELS.get(read) if type(read) in _LEVEL_TYPES else None
+        has_registers = self._known.get(index)
+        if has_registers is None:
+            has_registers = self._learn(index)
+        if level is None or (has_registers and level is not Level.ONE) or not key.isascii():
+            return ASK
+        now, encoded = session.wall(), key.encode()
+        table = session.calm_table(level, now)
+        if table is None or not 0 < len(encoded) <= MAX_KEY_BYTES:
+            return ASK
+        targets = table[xxh3_64_intdigest(encoded) & MASK]
+        if not targets:
+            return ASK
+        wanted = _Wanted(now + self._timeout_ms, index, key, encoded, level, targets)
+        with self._lend() as channel:
+            found = self._look_up(channel, wanted, now)
+        return default if found is _MISSING else found
+
+    # -- inside
+
+    def _learn(self, index: str) -> bool:
+        """Return whether an index has registers; true too if the name is not allowed."""
+        try:
+            has_registers = check_name(index)
+        except DStashError:
+            return True  # the general way reports it
+        if len(self._known) >= _MAX_INDEXES:
+            self._known = {}
+        self._known[index] = has_registers
+        return has_registers
+
+    def _look_up(self, channel: Channel, wanted: _Wanted, now: int) -> Any:
+        """Return the value of a key, or ``_MISSING``."""
+        session, targets = self._session, wanted.targets
+        epoch = session.epoch
+        links = channel.quick_links(targets, now)
+        asked: dict[int, str] = {}
+        received: list[tuple[str, list[bytes]]] = []
+        if links is not None and self._sent(links, wanted, epoch, asked):
+            frame = self._answer(links, targets, asked, now, received)
+            if frame is None:
+                return _MISSING
+            try:
+                values = self._types.decode_array(frame) if frame else ()
+            except DStashError:
+                values = ()
+            if len(values) == 1:
+                session.learn_size(len(frame))
+                return values[0]
+        call = ShortLookup(
+            session,
+            wanted.deadline,
+            wanted.name,
+            wanted.key,
+            wanted.encoded,
+            wanted.level,
+            self._types.decode_values,
+        )
+        if asked:
+            call.resume(targets, epoch, asked, now)
+        return channel.run(call, self._find, received).get(wanted.key, _MISSING)
+
+    def _sent(self, links: list[Link], wanted: _Wanted, epoch: int, asked: dict[int, str]) -> bool:
+        """Send the requests, and note them; if one cannot be sent, none is noted."""
+        session, targets = self._session, wanted.targets
+        body = (pack_blobs((wanted.encoded,)),)
+        for peer, link, want in zip(targets, links, wants(session, targets), strict=True):
+            number = session.next_correlation()
+            fields = (wanted.name, want)
+            request = session.short_request(
+                peer, number, wanted.deadline, epoch, Lookup.KIND, fields, body
+            )
+            if not link.send(request.frames):
+                asked.clear()
+                return False
+            asked[number] = peer
+        return True
+
+    def _answer(
+        self,
+        links: list[Link],
+        targets: Peers,
+        asked: dict[int, str],
+        sent_at: int,
+        received: list[tuple[str, list[bytes]]],
+    ) -> bytes | None:
+        """Return the value in an array; None if there is none, empty if the call is not plain.
+
+        Args:
+            links: to the targets.
+            targets: that were asked.
+            asked: peer by the correlation id of its request.
+            sent_at: when they were asked.
+            received: gets what was received.
+        """
+        session = self._session
+        first = None
+        for peer, link in zip(targets, links, strict=True):
+            parts = link.await_message()
+            for _ in range(_MAX_LATE_ACKS):
+                if parts is None or not take_late_ack(session, peer, parts):
+                    break
+                parts = link.await_message()
+            if parts is None:
+                return b""
+            received.append((peer, parts))
+            answer = plain_answer(parts)
+            if answer is None or asked.get(answer.correlation) != peer:
+                return b""
+            session.learn_clock(peer, answer.moment, sent_at, session.wall())
+            if first is None:
+                first = answer
+            elif answer.digest != first.digest:
+                return b""
+        if first is None or first.missing not in ([], [0]):
+            return b""
+        return None if first.missing else first.values
