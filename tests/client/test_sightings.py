@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from typing import Any
 
 import pytest
@@ -50,6 +52,34 @@ def test_lives_per_store_are_limited_and_newest_write_is_kept(sightings: Sightin
     for number in range(20):
         sightings.learn(["s", 5 + number, 2000, 10 + number])
     assert claims_about(sightings, "s") == [(5, 500), (22, 27), (23, 28), (24, 29)]
+
+
+def test_threads_that_learn_and_ack_at_once_lose_nothing(sightings: Sightings) -> None:
+    acked: list[int] = []
+    failures: list[BaseException] = []
+
+    def work(thread: int) -> None:
+        try:
+            for number in range(1, 3000):
+                sighting = sightings.learn(["s", 3, 1000, 0])
+                assert sighting is not None
+                sighting.acked(10 * number + thread)
+                acked.append(10 * number + thread)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(thread,)) for thread in range(6)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert not failures
+    assert sightings.claims() == [["s", 3, 1000, max(acked)]]
 
 
 def test_claims_are_limited_to_most_recently_seen_stores(sightings: Sightings) -> None:
