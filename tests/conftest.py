@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,21 @@ settings.load_profile("dstash")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put long tests first, an equal share for each worker: at the end they would run alone."""
+    left = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    long = [item for item in items if item.get_closest_marker("long")]
+    short = [item for item in items if not item.get_closest_marker("long")]
+    items.clear()
+    while left:  # xdist gives each worker a part of the list, about as long as those of the others
+        share = (len(long) + len(short)) // left
+        first, long = long[: len(long) // left], long[len(long) // left :]
+        rest = max(0, share - len(first))
+        items += [*first, *short[:rest]]
+        short = short[rest:]
+        left -= 1
 
 
 @pytest.fixture(scope="session")

@@ -92,6 +92,7 @@ TYPED: Final = (
 )
 
 
+@pytest.mark.long
 def test_commands_follow_their_schemas(inside: InProcess, tmp_path: Path) -> None:
     known = {"INDEX": "schema", "FOLDER": str(tmp_path), "CONF": str(ROOT / "conf")}
     for line in TYPED:

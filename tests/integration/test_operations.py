@@ -29,6 +29,7 @@ def commands() -> str:
     return typed
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_commands_of_operations_page_run(tmp_path: Path) -> None:
     # Job control, as in an interactive shell: a job keeps its number. The end stops all jobs.

@@ -137,6 +137,7 @@ def scale(cluster: Peers, client: Client) -> None:
     assert cluster.members(client) == {"p2", "p3", "p6"}
 
 
+@pytest.mark.long
 def test_cluster_scales_to_five_and_back_and_replaces_a_peer(peers: Peers) -> None:
     client = peers.client()
     fill(client)
@@ -159,6 +160,7 @@ def test_cluster_scales_to_five_and_back_and_replaces_a_peer(peers: Peers) -> No
     load.check(client)
 
 
+@pytest.mark.long
 def test_cluster_scales_on_consul(tmp_path: Path, consul_agent: ConsulAgent) -> None:
     name = f"scaling-{uuid.uuid4().hex[:8]}"
     with Peers.consul(tmp_path, consul_agent.url, name) as cluster:
@@ -176,6 +178,7 @@ def test_cluster_scales_on_consul(tmp_path: Path, consul_agent: ConsulAgent) -> 
                 cluster.settle(client)
 
 
+@pytest.mark.long
 def test_topology_change_survives_killed_peers(peers: Peers) -> None:
     client = peers.client()
     fill(client)
@@ -273,6 +276,7 @@ def test_pause_stops_streaming_and_cancel_reverts(peers: Peers) -> None:
     check(peers, client, load)
 
 
+@pytest.mark.long
 def test_zone_loss_and_rolling_restart_lose_no_write(empty: Peers) -> None:
     empty.form("p1", "p2", "p3", "p4", zones="abcc")
     client = empty.client()

@@ -56,6 +56,7 @@ def check_nothing_was_misunderstood(peers: Peers) -> None:
         assert (counts.get("malformed", 0), wrong) == (0, {}), peer.name
 
 
+@pytest.mark.long
 def test_mixed_versions_and_rolling_upgrade_under_load(tmp_path: Path) -> None:
     with Peers.local(tmp_path) as peers:
         peers.form("p1", "p2", "p3")

@@ -79,6 +79,7 @@ def patient(text: str) -> str:
     return f"{text}timeout = {PATIENCE}\n"
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_open_cluster_is_secured_without_downtime(site: Site) -> None:
     title = "Closing an open cluster without stopping it"

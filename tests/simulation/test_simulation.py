@@ -36,6 +36,7 @@ def once_failed() -> list[tuple[str, ...]]:
     return [tuple(line) for line in lines if line]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_invariants_hold_for_a_hundred_seeds() -> None:
     run = simulate("--seeds", "100", "--calls", "100")
@@ -48,6 +49,7 @@ def test_invariants_hold_with_all_partitions() -> None:
     assert run.returncode == 0, run.stdout + run.stderr
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_seeds_that_failed_before_pass() -> None:
     alike: dict[tuple[str, ...], list[str]] = {}
