@@ -148,7 +148,6 @@ enum {
     HEAD_BYTES = 37,
     FLAG_TOMBSTONE = 1,
     FLAG_REGISTER = 4,
-    PARTITIONS = 4096,
     MAX_KEY_BYTES = 400,
 };
 
@@ -231,6 +230,16 @@ static inline int key_bytes(PyObject *key, const uint8_t **at, Py_ssize_t *size)
     return *size > 0 && *size <= MAX_KEY_BYTES;
 }
 
+/* Find the mask that gives a partition of a hash, by the number of partitions. */
+static int mask_of(Py_ssize_t partitions, uint64_t *mask) {
+    if (partitions < 1 || (partitions & (partitions - 1)) != 0) {
+        PyErr_SetString(PyExc_ValueError, "the number of partitions is no power of two");
+        return 0;
+    }
+    *mask = (uint64_t)partitions - 1;
+    return 1;
+}
+
 static PyObject *are_plain(PyObject *module, PyObject *args) {
     PyObject *given;
     if (!PyArg_ParseTuple(args, "O", &given))
@@ -259,8 +268,11 @@ static PyObject *sort_places(PyObject *module, PyObject *args) {
     uint32_t *next = NULL;
     if (!PyArg_ParseTuple(args, "Oy*n", &given, &lanes, &count))
         return NULL;
-    if (lanes.len != PARTITIONS * (Py_ssize_t)sizeof(uint16_t) || count < 1 || count > PARTITIONS) {
-        PyErr_SetString(PyExc_ValueError, "each partition needs a lane");
+    uint64_t mask;
+    if (!mask_of(lanes.len / (Py_ssize_t)sizeof(uint16_t), &mask))
+        goto failed;
+    if (count < 1 || count > UINT16_MAX + 1) {
+        PyErr_SetString(PyExc_ValueError, "the number of lanes is out of range");
         goto failed;
     }
     keys = sequence(given);
@@ -285,7 +297,7 @@ static PyObject *sort_places(PyObject *module, PyObject *args) {
         uint64_t hash;
         if (hash_bytes(at, length, 0, &hash) < 0)
             goto failed;
-        uint16_t lane = ((const uint16_t *)lanes.buf)[hash & (PARTITIONS - 1)];
+        uint16_t lane = ((const uint16_t *)lanes.buf)[hash & mask];
         if (lane >= count) {
             PyErr_SetString(PyExc_ValueError, "a lane is out of range");
             goto failed;
@@ -489,10 +501,10 @@ static PyObject *prefix_of(PyObject *prefixes, PyObject *key, uint64_t *hash) {
         return not_bytes(key);
     if (hash_bytes((uint8_t *)PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), 0, hash) < 0)
         return NULL;
-    Py_ssize_t partition = *hash & (PARTITIONS - 1);
-    if (partition >= PyList_GET_SIZE(prefixes))
-        return not_held();
-    PyObject *prefix = PyList_GET_ITEM(prefixes, partition);
+    uint64_t mask;
+    if (!mask_of(PyList_GET_SIZE(prefixes), &mask))
+        return NULL;
+    PyObject *prefix = PyList_GET_ITEM(prefixes, *hash & mask);
     return PyBytes_CheckExact(prefix) ? prefix : not_held();
 }
 

@@ -22,7 +22,6 @@ from dstash.limits import MAX_KEY_BYTES
 from dstash.store.record import (
     ABSENT_HEAD,
     HEAD_BYTES,
-    MASK,
     PLAIN,
     VERSION_END,
     is_intact,
@@ -58,9 +57,10 @@ def sort_places(keys: Sequence[Any], lanes: bytes, count: int) -> tuple[bytes, l
         The places, and for each lane how many places are in it and the lanes before it.
     """
     numbers = memoryview(lanes).cast("H")
+    mask = len(numbers) - 1
     by_lane: list[list[int]] = [[] for _ in range(count)]
     for place, digest in enumerate(map(xxh3_64_intdigest, as_bytes(keys))):
-        by_lane[numbers[digest & MASK]].append(place)
+        by_lane[numbers[digest & mask]].append(place)
     return pack_places(chain.from_iterable(by_lane)), list(accumulate(map(len, by_lane)))
 
 
@@ -111,7 +111,8 @@ def locate(prefixes: list[bytes | None], keys: Sequence[bytes]) -> list[bytes]:
     Raises:
         TypeError: a prefix is None, because its partition is not held here.
     """
-    return [prefixes[xxh3_64_intdigest(key) & MASK] + key for key in keys]  # type: ignore[operator]
+    mask = len(prefixes) - 1
+    return [prefixes[xxh3_64_intdigest(key) & mask] + key for key in keys]  # type: ignore[operator]
 
 
 def seal(
@@ -124,7 +125,7 @@ def seal(
     """Return (storage key, record) pairs for keys whose records share one head.
 
     Args:
-        prefixes: of storage keys, by partition; see ``Keyspace``.
+        prefixes: of storage keys, by partition, as many as a power of two; see ``Keyspace``.
         salt: the hash of the index.
         keys: encoded.
         head: what is between checksum and payload.
@@ -133,11 +134,11 @@ def seal(
     Raises:
         TypeError: a prefix is None, because its partition is not held here.
     """
-    sealed = []
+    sealed, mask = [], len(prefixes) - 1
     for key, payload in zip(keys, payloads, strict=True):
         number = xxh3_64_intdigest(key)
         body = head + payload
-        storage_key = prefixes[number & MASK] + key  # type: ignore[operator]
+        storage_key = prefixes[number & mask] + key  # type: ignore[operator]
         sealed.append((storage_key, xxh3_64_digest(body, number ^ salt) + body))
     return sealed
 
