@@ -46,6 +46,11 @@ T = TypeVar("T")
 #: The most messages handled in one iteration of the loop, before commits and posts.
 _MAX_BURST = 128
 
+#: Without syncs, commits of up to this many bytes are made between two messages; once one has taken
+#: longer than the limit, they are made on the committing thread for a while (seconds).
+_QUICK_COMMIT_BYTES = 16 * 1024
+_QUICK_COMMIT_S = 0.005
+_QUICK_PAUSE_S = 1.0
 #: A poll that finds a message within this time (seconds) did not wait: others may wait behind it.
 _NO_WAIT_S = 0.00005
 #: How often (seconds) the heartbeat is written, at most.
@@ -147,6 +152,8 @@ class PeerServer:
         self._last_iteration = time.monotonic()
         self._error: DStashError | None = None
         self._commit_began: float | None = None
+        #: From when on small commits may be made on the socket's thread.
+        self._quick_from = 0.0
         self._commits_end = False
         self._committer = threads.thread(
             self._commit_all, name="committer", may_end=lambda: self._commits_end
@@ -284,6 +291,7 @@ class PeerServer:
         if has_message or self._inbox:
             self._is_busy = self._is_busy or time.monotonic() - now < _NO_WAIT_S
             self._receive_burst()
+        self._hand_over()  # before the background tasks: a client waits for it
         self._maintain()
         self._hand_over()
 
@@ -449,35 +457,62 @@ class PeerServer:
                 self._core.health.counts["undelivered"] += 1
 
     def _hand_over(self) -> None:
-        if self._committing:
-            return
-        commit = self._core.next_commit(wall())
-        if commit is not None:
+        """Commit the writes that wait, or let the committing thread do it."""
+        while not self._committing:
+            commit = self._core.next_commit(wall())
+            if commit is None:
+                return
             self._committing = True
-            self._commits.put(commit)
+            if not self._is_quick(commit):
+                self._commits.put(commit)
+                return
+            took, sync = self._run(commit)
+            if took > _QUICK_COMMIT_S:
+                self._quick_from = time.monotonic() + _QUICK_PAUSE_S
+            self._send(self._conclude(commit, took, sync))
+
+    def _is_quick(self, commit: Commit) -> bool:
+        """Whether a commit delays other messages less than a change of threads would.
+
+        While messages wait, their writes are grouped, which takes a commit that runs meanwhile.
+        """
+        return (
+            not self._is_busy
+            and self._core.store.commits_at_once
+            and sum(write.weight for write in commit.waiting) <= _QUICK_COMMIT_BYTES
+            and time.monotonic() >= self._quick_from
+        )
+
+    def _run(self, commit: Commit) -> tuple[float, float]:
+        """Make a commit; return how long (seconds) it took, and its sync of that."""
+        began = self._commit_began = time.perf_counter()
+        try:
+            commit.run(self._core.store)
+        except Exception as error:  # a defect: the writes are not acked, and the peer must stop
+            _log.exception("commit failed")
+            commit.fatal = DStashError(f"commit failed: {error!r}")
+        self._commit_began = None
+        took = time.perf_counter() - began
+        sync = min(took, self._core.store.synced_in)
+        self.meters.committed(commit.stats(took, sync))
+        if self._core.tracer is not None:
+            commit.note(took, sync)
+        return took, sync
+
+    def _conclude(self, commit: Commit, took: float, sync: float) -> list[Reply]:
+        self._committing = False
+        self._slow_disk.committed(took, sync)
+        return self._core.committed(commit, wall())
 
     # -- the committing thread
 
     def _commit_all(self) -> None:
         use_time_slice(LONG)  # no look-up waits for this thread, and a sync takes longer
         while (commit := self._commits.get()) is not None:
-            began = self._commit_began = time.perf_counter()
-            try:
-                commit.run(self._core.store)
-            except Exception as error:  # a defect: the writes are not acked, and the peer must stop
-                _log.exception("commit failed")
-                commit.fatal = DStashError(f"commit failed: {error!r}")
-            self._commit_began = None
-            took = time.perf_counter() - began
-            sync = min(took, self._core.store.synced_in)
-            self.meters.committed(commit.stats(took, sync))
-            if self._core.tracer is not None:
-                commit.note(took, sync)
+            took, sync = self._run(commit)
             self.post(partial(self._committed, commit, took, sync))
 
     def _committed(self, commit: Commit, took: float, sync: float) -> list[Reply]:
-        self._committing = False
-        self._slow_disk.committed(took, sync)
-        replies = self._core.committed(commit, wall())
+        replies = self._conclude(commit, took, sync)
         self._hand_over()
         return replies

@@ -194,6 +194,11 @@ class Store(Protocol):
         """The newest stamp ever committed."""
         ...
 
+    @property
+    def commits_at_once(self) -> bool:
+        """Whether a small commit usually waits for nothing: neither for a sync nor for a lock."""
+        ...
+
     def adopt(self, identity: Identity) -> None:
         """Set the owner of the store; ``ForeignStore`` if it has another owner."""
         ...

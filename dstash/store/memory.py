@@ -71,6 +71,11 @@ class TwinStore:
         self.high_water = raised(high_water, chain.from_iterable(item.votes for item in merged))
         return merged
 
+    @property
+    def commits_at_once(self) -> bool:
+        """Return False, as a store that syncs each commit."""
+        return False
+
     def has_room(self, reserve: int) -> bool:
         """Return True, because a dictionary has no disk."""
         return True

@@ -69,6 +69,7 @@ class GroupCommit:
         group = self._backlog.take(now)
         local_partitions, clock = self._local_partitions, self._clock
         store, reserve = local_partitions.store, self._disk_reserve
+        has_room = store.has_room(reserve)
         present = clock.present_ms()
         floors = local_partitions.drops.floors
         bounds = Bounds(
@@ -89,8 +90,8 @@ class GroupCommit:
             local_partitions.promises(now),
             local_partitions.horizons[:],
             self._keyspaces.owned,
-            has_room=store.has_room(reserve),
-            has_spare=store.has_room(reserve // 2),
+            has_room=has_room,
+            has_spare=has_room or store.has_room(reserve // 2),
             upper_bound=store.high_water,
             latest=clock.highest_acked(),
             acked=clock.newest_acked(),

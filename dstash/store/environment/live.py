@@ -138,6 +138,11 @@ class LiveEnvironment:
         # disk ("fsyncgate"): no write of this process can be trusted from here on.
         self._failed = reason
 
+    @property
+    def commits_at_once(self) -> bool:
+        """Whether a small commit usually waits for nothing: neither for a sync nor for a lock."""
+        return not self.syncs_commits and self._journal is None
+
     def sync(self) -> None:
         """Sync earlier commits that were not synced (durability ``interval``)."""
         with self._syncing, translated(self.directory, self._fail):
