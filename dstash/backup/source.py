@@ -67,7 +67,8 @@ class LiveCluster:
     def routes(self) -> Routes:
         """Return the replicas that a quorum read asks now."""
         session = self._client.session(timeout=self._timeout)
-        return Routes(session.epoch, session.read_targets(Level.QUORUM))
+        table = session.read_targets(Level.QUORUM)
+        return Routes(table.epoch, table)
 
     def ask(self, peer: str, question: Message, epoch: int) -> Message:
         """Return a peer's answer; raise its refusal, or the reason why there is no answer."""

@@ -71,7 +71,7 @@ def read_table(
         enough = len(able) >= _least(view, level, replicas)
         return tuple(able[: level.needed(len(replicas))]) if enough else ()
 
-    return _per_set(view.readers, choose)
+    return _per_set(view, view.readers, choose)
 
 
 def _least(view: View, level: Level, replicas: Peers) -> int:
@@ -93,13 +93,13 @@ def home_table(view: View, suspect: Collection[str]) -> Table[Peers]:
     def reluctance(peer: str) -> tuple[bool, ...]:
         return not members[peer].synced, peer in suspect, peer not in alive
 
-    return _per_set(view.readers, lambda replicas: tuple(sorted(replicas, key=reluctance)))
+    return _per_set(view, view.readers, lambda replicas: tuple(sorted(replicas, key=reluctance)))
 
 
 def all_table(view: View) -> Table[Peers]:
     """Return all replicas of each partition that have their data."""
     synced = {peer for peer, member in view.members.items() if member.synced}
-    return _per_set(view.readers, lambda row: tuple(peer for peer in row if peer in synced))
+    return _per_set(view, view.readers, lambda row: tuple(peer for peer in row if peer in synced))
 
 
 def write_table(view: View) -> Table[WriteSet]:
@@ -110,13 +110,14 @@ def write_table(view: View) -> Table[WriteSet]:
         old, new = (tuple(sorted(side)) for side in sides)
         return WriteSet(tuple(sorted({*old, *new})), old, new, synced)
 
-    return _per_set(zip(view.before, view.writers, strict=True), union)
+    return _per_set(view, zip(view.before, view.writers, strict=True), union)
 
 
-def _per_set(keys: Iterable[Any], make: Callable[[Any], T]) -> Table[T]:
+def _per_set(view: View, keys: Iterable[Any], make: Callable[[Any], T]) -> Table[T]:
     """Map ``make`` over the partitions; call it once per distinct replica set."""
     made: dict[Any, T] = {}
-    return Table(made[key] if key in made else made.setdefault(key, make(key)) for key in keys)
+    targets = (made[key] if key in made else made.setdefault(key, make(key)) for key in keys)
+    return Table(targets, view.epoch)
 
 
 class Lanes(NamedTuple):
@@ -134,10 +135,15 @@ class Lanes(NamedTuple):
 
 
 class Table(list[T]):
-    """A routing table: the target of each partition. It must not be changed."""
+    """A routing table: the target of each partition. It must not be changed.
 
-    def __init__(self, targets: Iterable[T]) -> None:
+    ``epoch`` is that of the view it was made from. Requests that are routed by the table carry it,
+    because another thread may install a later view meanwhile.
+    """
+
+    def __init__(self, targets: Iterable[T], epoch: int = 0) -> None:
         super().__init__(targets)
+        self.epoch = epoch
         self._known: dict[int, Lanes] = {}
 
     def lanes(self, band: int) -> Lanes:

@@ -7,9 +7,13 @@ the old ones alone would not survive the change.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from dstash.client.operations.base import Operation
+from dstash.client.operations.base import Call, Operation
+from dstash.client.operations.reads import LookupOperation
+from dstash.client.operations.short.lookup import ShortLookup
 from dstash.client.operations.writes import PutOperation
 from dstash.client.session import Send, Session
 from dstash.cluster.topology.topology import Change, Member, State, Topology
@@ -17,6 +21,7 @@ from dstash.errors import NotReady
 from dstash.types import Level, Outcome
 from dstash.wire.envelope import Envelope, decode
 from dstash.wire.messages import Error, Put, Stored
+from dstash.wire.values import TypeRegistry
 
 NOW = 1000
 
@@ -117,3 +122,26 @@ def test_write_not_sent_under_the_old_epoch_is_not_indeterminate(session: Sessio
     operation.more(NOW)
     operation.tick(NOW + 5000)
     assert set(operation.result().outcomes.values()) == {Outcome.FAILED}
+
+
+@pytest.mark.parametrize("method", ["read_targets", "calm_table"])
+def test_read_routed_before_another_thread_installs_a_view_has_the_earlier_epoch(
+    session: Session, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    found = getattr(session, method)
+
+    def find(*given: Any) -> Any:
+        table = found(*given)
+        session.install(MOVING, ["a", "b", "c", "d", "e"])
+        return table
+
+    monkeypatch.setattr(session, method, find)
+    decode_values = TypeRegistry().decode_values
+    lookup = (session, NOW + 5000, "i")
+    read: Call = LookupOperation(*lookup, ["k"], Level.QUORUM, decode_values)
+    if method == "calm_table":
+        read = ShortLookup(*lookup, "k", b"k", Level.QUORUM, decode_values)
+    sends = read.more(NOW)
+    assert session.epoch == 2
+    assert {send.peer for send in sends} <= set("abc")
+    assert [decode(send.frames).epoch for send in sends] == [1, 1]

@@ -65,7 +65,7 @@ class _ListChunk(Chunk):
         self._peers = table[unconfirmed.partitions[0]]
         if not self._peers:
             return self._again(now)
-        self.epoch = operation.session.epoch
+        self.epoch = table.epoch
         self._asked = _first_with_same_targets(
             unconfirmed.partitions, [table[partition] for partition in unconfirmed.partitions]
         )

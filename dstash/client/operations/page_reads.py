@@ -142,7 +142,7 @@ class _PageChunk(Chunk):
             )
         if not by_use:
             return self._again(now)
-        self.epoch = session.epoch
+        self.epoch = table.epoch
         self._asked = [
             partition for partition in self.position.remaining if table[partition] == table[first]
         ]

@@ -122,22 +122,18 @@ class LookupOperation(ReconcilingOperation, SettlingOperation):
         table, size = self.session.read_targets(self.level), self.keys_per_chunk()
         return interleave(
             [
-                self._chunk(targets, encoded, places[begin : begin + size], pick, attempt)
+                ReadChunk(
+                    self,
+                    targets,
+                    pick(places[begin : begin + size]),
+                    attempt,
+                    table.epoch,
+                    Frame(loops.pack_keys(encoded, places[begin : begin + size])),
+                )
                 for begin in range(0, len(places), size)
             ]
             for targets, places in sort_places(encoded, table, PARTITIONS_PER_BAND).items()
         )
-
-    def _chunk(
-        self,
-        targets: Peers,
-        encoded: Sequence[Any],
-        places: memoryview,
-        pick: Callable[[memoryview], Sequence[Key]],
-        attempt: int,
-    ) -> ReadChunk:
-        frame = Frame(loops.pack_keys(encoded, places))
-        return ReadChunk(self, targets, pick(places), attempt, frame)
 
     def keys_per_chunk(self) -> int:
         """Return how many keys one request has, by the mean size of values."""
@@ -265,13 +261,14 @@ class ReadChunk(Chunk):
         targets: Peers,
         keys: Sequence[Key],
         attempt: int,
+        epoch: int,
         frame: Frame | None = None,
     ) -> None:
         self.operation = operation
         self.targets = targets
         self.keys = keys
         self.attempt = attempt
-        self.epoch: int = operation.session.epoch
+        self.epoch: int = epoch
         self._frame = frame or Frame(codec.pack_blobs(encode_keys(keys)))
         self._digests: dict[str, bytes] = {}
         self._is_corrupt = False
@@ -337,7 +334,9 @@ class ReadChunk(Chunk):
             self.operation.session.value_bytes, len(values.values) / max(1, values.answered)
         )
         chunks: list[Chunk] = [
-            ReadChunk(self.operation, self.targets, self.keys[i : i + size], self.attempt)
+            ReadChunk(
+                self.operation, self.targets, self.keys[i : i + size], self.attempt, self.epoch
+            )
             for i in range(0, len(self.keys), size)
         ]
         return self.operation.replace(self, chunks, now)

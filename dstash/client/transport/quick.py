@@ -68,6 +68,7 @@ class _Wanted(NamedTuple):
     encoded: bytes
     level: Level
     targets: Peers
+    epoch: int
 
 
 class QuickLookups:
@@ -125,7 +126,7 @@ class QuickLookups:
         targets = table[xxh3_64_intdigest(encoded) & MASK]
         if not targets:
             return ASK
-        wanted = _Wanted(now + self._timeout_ms, index, key, encoded, level, targets)
+        wanted = _Wanted(now + self._timeout_ms, index, key, encoded, level, targets, table.epoch)
         with self._lend() as channel:
             found = self._look_up(channel, wanted, now)
         return default if found is _MISSING else found
@@ -146,11 +147,10 @@ class QuickLookups:
     def _look_up(self, channel: Channel, wanted: _Wanted, now: int) -> Any:
         """Return the value of a key, or ``_MISSING``."""
         session, targets = self._session, wanted.targets
-        epoch = session.epoch
         links = channel.quick_links(targets, now)
         asked: dict[int, str] = {}
         received: list[tuple[str, list[bytes]]] = []
-        if links is not None and self._sent(links, wanted, epoch, asked):
+        if links is not None and self._sent(links, wanted, asked):
             frame = self._answer(links, targets, asked, now, received)
             if frame is None:
                 return _MISSING
@@ -171,10 +171,10 @@ class QuickLookups:
             self._types.decode_values,
         )
         if asked:
-            call.resume(targets, epoch, asked, now)
+            call.resume(targets, wanted.epoch, asked, now)
         return channel.run(call, self._find, received).get(wanted.key, _MISSING)
 
-    def _sent(self, links: list[Link], wanted: _Wanted, epoch: int, asked: dict[int, str]) -> bool:
+    def _sent(self, links: list[Link], wanted: _Wanted, asked: dict[int, str]) -> bool:
         """Send the requests, and note them; if one cannot be sent, none is noted."""
         session, targets = self._session, wanted.targets
         body = (pack_blobs((wanted.encoded,)),)
@@ -182,7 +182,7 @@ class QuickLookups:
             number = session.next_correlation()
             fields = (wanted.name, want)
             request = session.short_request(
-                peer, number, wanted.deadline, epoch, Lookup.KIND, fields, body
+                peer, number, wanted.deadline, wanted.epoch, Lookup.KIND, fields, body
             )
             if not link.send(request.frames):
                 asked.clear()

@@ -90,7 +90,7 @@ class IndexesOperation(Operation):
             peer = table[partition][0] if table[partition] else ""
             by_peer.setdefault(peer, []).append(partition)
         return [
-            _IndexesChunk(self, peer, asked, attempt, self.session.epoch)
+            _IndexesChunk(self, peer, asked, attempt, table.epoch)
             for peer, asked in sorted(by_peer.items())
         ]
 

@@ -103,17 +103,17 @@ class ChangeOperation(ChangingOperation):
         self, items: Sequence[Item], request: RequestId, attempt: int = 0, *, repeated: bool = False
     ) -> list[Chunk]:
         """Return chunks for items, routed by the current view; all have the same request id."""
-        epoch = self.session.epoch
+        table = self.session.homes()
         encoded = [encoded for _, encoded, _ in items]
         parts = interleave(
             [
                 (homes, part)
                 for part in split_by_size(members, MAX_KEYS, BYTES_PER_CHUNK, self._largest)
             ]
-            for homes, members in group(encoded, items, self.session.homes()).items()
+            for homes, members in group(encoded, items, table).items()
         )
         return [
-            ChangeChunk(self, homes, epoch, part, request, attempt, repeated=repeated)
+            ChangeChunk(self, homes, table.epoch, part, request, attempt, repeated=repeated)
             for homes, part in parts
         ]
 

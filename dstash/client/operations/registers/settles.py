@@ -30,10 +30,11 @@ class SettlingOperation(Operation):
     def cut_settles(self, keys: Sequence[Key], size: int, attempt: int = 0) -> list[Chunk]:
         """Return chunks that read registers, at most ``size`` keys in each."""
         size = min(size, MAX_KEYS)
-        groups = group(encode_keys(keys), keys, self.session.homes())
+        table = self.session.homes()
+        groups = group(encode_keys(keys), keys, table)
         return interleave(
             [
-                SettleChunk(self, homes, members[begin : begin + size], attempt)
+                SettleChunk(self, homes, members[begin : begin + size], attempt, table.epoch)
                 for begin in range(0, len(members), size)
             ]
             for homes, members in groups.items()
@@ -48,13 +49,18 @@ class SettleChunk(Chunk):
     """Registers with the same home."""
 
     def __init__(
-        self, operation: SettlingOperation, homes: Peers, keys: Sequence[Key], attempt: int
+        self,
+        operation: SettlingOperation,
+        homes: Peers,
+        keys: Sequence[Key],
+        attempt: int,
+        epoch: int,
     ) -> None:
         self.operation = operation
         self.homes = homes
         self.keys = keys
         self.attempt = attempt
-        self.epoch: int = operation.session.epoch
+        self.epoch: int = epoch
         self.patience = patience_for(len(keys))  # a home may have to write before it can answer
         self._home = 0
         self._is_paused = False

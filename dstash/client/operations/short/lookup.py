@@ -116,10 +116,12 @@ class ShortLookup(ShortCall):
         if self._general is not None:
             return self._general.more(now)
         table = self.session.calm_table(self.level, now)
-        targets = table[partition_of(self._encoded)] if table is not None else ()
-        if not targets or self.trace:
+        if table is None or self.trace:
             return self._continued().more(now)
-        return self._ask(targets, now)
+        targets = table[partition_of(self._encoded)]
+        if not targets:
+            return self._continued().more(now)
+        return self._ask(targets, table.epoch, now)
 
     def receive(self, peer: str, envelope: Envelope, now: int) -> list[Send]:
         """Process a message from a peer."""
@@ -170,9 +172,8 @@ class ShortLookup(ShortCall):
 
     # -- inside
 
-    def _ask(self, targets: Peers, now: int) -> list[Send]:
+    def _ask(self, targets: Peers, epoch: int, now: int) -> list[Send]:
         session = self.session
-        epoch = session.epoch
         self._targets, self._epoch, self._sent_at = targets, epoch, now
         body = (codec.pack_blobs((self._encoded,)),)
         sends = []
@@ -237,8 +238,7 @@ class ShortLookup(ShortCall):
         )
         general.trace, general.stores = self.trace, stores
         if self._targets and not self._has_ended:
-            chunk = ReadChunk(general, self._targets, [self.key], 0)
-            chunk.epoch = self._epoch
+            chunk = ReadChunk(general, self._targets, [self.key], 0, self._epoch)
             general.adopt(chunk, self._asked, self._sent_at)
             for peer, answer in self._answers.items():
                 chunk.answered(peer, _values(answer), self._sent_at)
