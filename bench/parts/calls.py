@@ -22,13 +22,13 @@ from bench.parts.singles import CONCURRENT, DURABLE, ONE, PUT_ONE, THREADS
 from bench.parts.stages import CLIENT, SERVERS, WALL
 from bench.stores.servers import Server, processor_seconds
 from bench.work import Case, Unit, Work, known, use_time_slice
-from dstash.client.operations.reads import LookupOperation
+from dstash.client.operations.short.lookup import ShortLookup
 from dstash.client.session import Send
 from dstash.peer.assembly import Settings
 from dstash.peer.core import PeerCore
 from dstash.store.lmdb import LmdbStore
 from dstash.types import Durability, Level
-from dstash.wire.envelope import decode
+from dstash.wire.keys import encode_key
 from tests.harness.joined import TYPES, Joined
 
 STAGES: Final = (
@@ -163,13 +163,13 @@ class _Stages:
         yield STAGES[1], self._answer
         yield STAGES[2], self._read
 
-    def _ask(self, key: str) -> tuple[LookupOperation, Send]:
+    def _ask(self, key: str) -> tuple[ShortLookup, Send]:
         session, now = self._joined.session, self._joined.now
-        operation = LookupOperation(
-            session, now + 60_000, "i", [key], Level.ONE, TYPES.decode_values
+        call = ShortLookup(
+            session, now + 60_000, "i", key, encode_key(key), Level.ONE, TYPES.decode_values
         )
-        (send,) = operation.more(now)
-        return operation, send
+        (send,) = call.more(now)
+        return call, send
 
     def _each(self, action: Callable[[], object]) -> float:
         return batches.timed(action) / _LOOP
@@ -188,8 +188,8 @@ class _Stages:
         now = self._joined.now
 
         def read() -> None:
-            for (operation, _), frames in zip(asked, answers, strict=True):
-                operation.receive("a", decode(frames), now)
-                assert len(operation.result()) == 1
+            for (call, _), frames in zip(asked, answers, strict=True):
+                assert call.receive_frames("a", frames, now) == []
+                assert len(call.result()) == 1
 
         return self._each(read)
