@@ -75,6 +75,7 @@ class Sightings:
         sighting = self._seen.get(place) or self._seen.setdefault(place, Sighting(store_id, life))
         sighting.acked(life.stamp)
         sighting.seen = next(self._order)
+        self._seen.setdefault(place, sighting)  # another thread may have removed it meanwhile
         # The most recent sighting is last; the first is dropped if there are too many.
         known = sorted(self._seen.values(), key=_ORDER)
         lives = [other for other in known if other.store_id == store_id]

@@ -2,8 +2,9 @@
  * tests/loops compares the two. Where the input is not of the plain kind, a function returns None
  * or calls back, so that only Python code has the rules of what is rare.
  *
- * No function releases the GIL or keeps a reference to an argument. Lists are read by index with
- * their current size, because a callback or the garbage collector may run other code.
+ * No function releases the GIL or keeps a reference to an argument. Functions that call back, or
+ * release what was in a list, read lists by index with their current size, and own the items that
+ * they use. The others borrow items: no caller passes a list that other code can change.
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -464,7 +465,8 @@ static PyObject *add_pairs(PyObject *module, PyObject *args) {
     PyObject *found, *given_keys, *given_values;
     if (!PyArg_ParseTuple(args, "O!OO", &PyDict_Type, &found, &given_keys, &given_values))
         return NULL;
-    PyObject *keys = sequence(given_keys), *values = sequence(given_values);
+    PyObject *keys = sequence(given_keys);
+    PyObject *values = keys == NULL ? NULL : sequence(given_values);
     int is_good = keys != NULL && values != NULL;
     if (is_good && PySequence_Fast_GET_SIZE(keys) != PySequence_Fast_GET_SIZE(values)) {
         PyErr_SetString(PyExc_ValueError, "there must be as many values as keys");
@@ -548,7 +550,8 @@ static PyObject *seal(PyObject *module, PyObject *args) {
     if (!PyArg_ParseTuple(args, "O!KOSO", &PyList_Type, &prefixes, &salt, &given_keys, &head,
                           &given_payloads))
         return NULL;
-    PyObject *keys = sequence(given_keys), *payloads = sequence(given_payloads);
+    PyObject *keys = sequence(given_keys);
+    PyObject *payloads = keys == NULL ? NULL : sequence(given_payloads);
     if (keys == NULL || payloads == NULL)
         goto done;
     Py_ssize_t count = PySequence_Fast_GET_SIZE(keys), head_size = PyBytes_GET_SIZE(head);
@@ -731,8 +734,10 @@ static PyObject *join_live(PyObject *module, PyObject *args) {
     unsigned long long salt, now;
     if (!PyArg_ParseTuple(args, "KOOKO", &salt, &given_keys, &given_records, &now, &value_of))
         return NULL;
-    PyObject *keys = sequence(given_keys), *records = sequence(given_records);
-    PyObject *missing = PyList_New(0), *corrupt = PyList_New(0), *result = NULL;
+    PyObject *keys = sequence(given_keys), *result = NULL;
+    PyObject *records = keys == NULL ? NULL : sequence(given_records);
+    PyObject *missing = records == NULL ? NULL : PyList_New(0);
+    PyObject *corrupt = missing == NULL ? NULL : PyList_New(0);
     Frame frame = {0};
     if (keys == NULL || records == NULL || missing == NULL || corrupt == NULL)
         goto done;
@@ -869,7 +874,8 @@ static PyObject *sum_hashes(PyObject *module, PyObject *args) {
         PyErr_SetString(PyExc_ValueError, "the head of a record has no such part");
         return NULL;
     }
-    PyObject *entries = sequence(given), *others = PyList_New(0);
+    PyObject *entries = sequence(given);
+    PyObject *others = entries == NULL ? NULL : PyList_New(0);
     uint128_t sum = 0;
     if (entries == NULL || others == NULL)
         goto done;
@@ -920,9 +926,8 @@ static PyObject *unchecked(PyObject *module, PyObject *args) {
     PyObject *given;
     if (!PyArg_ParseTuple(args, "O", &given))
         return NULL;
-    PyObject *payloads = sequence(given), *places = PyList_New(0);
-    if (payloads == NULL || places == NULL)
-        Py_CLEAR(places);
+    PyObject *payloads = sequence(given);
+    PyObject *places = payloads == NULL ? NULL : PyList_New(0);
     for (Py_ssize_t i = 0; places != NULL && i < PySequence_Fast_GET_SIZE(payloads); i++) {
         PyObject *payload = PySequence_Fast_GET_ITEM(payloads, i);
         if (!PyBytes_CheckExact(payload)) {

@@ -1,7 +1,7 @@
 """The core of a peer, without I/O: it dispatches messages; time, store and view are handed in.
 
-The shell calls ``receive`` for each message, takes a ``Commit`` with ``next_commit`` whenever the
-committing thread is free, runs it there, and gives it back to ``committed``. Reads are answered
+The shell calls ``receive`` for each message, takes a ``Commit`` with ``next_commit`` whenever none
+runs, runs it, usually on another thread, and gives it back to ``committed``. Reads are answered
 at once, from a snapshot; writes when their commit is done.
 """
 
@@ -57,9 +57,9 @@ class PeerCore:
         self.view: View | None = None
         #: Whether, at the last look, nothing was soon due that ``wakeup`` does not know of.
         self.is_calm = False
-        #: When the last tick was, until when no other has anything to do, and when one is due: by
-        #: this peer's own clock.
-        self._ticked_at = self._idle_until = self._due_at = 0
+        #: When the last tick was, and until when no other has anything to do, by this peer's own
+        #: clock.
+        self._ticked_at = self._idle_until = 0
         #: Set when the disk failed permanently: the peer must stop.
         self.failure: DStashError | None = None
         state = SharedState(settings, store, now)
@@ -153,15 +153,14 @@ class PeerCore:
 
     def wakeup(self, now: int) -> int:
         """Return how many milliseconds may pass before ``tick`` is due."""
-        if self.is_idle_at(now):  # to ask all again would take longer than to answer a look-up
-            return self._due_at - now
         waits, due = self._background.wakeup(now), self.registers.wakeup(now)
         return waits if due is None else min(waits, due)
 
-    @property
-    def longest_wait(self) -> int:
-        """How many milliseconds may pass between two ticks, if no event comes before."""
-        return _CALM_WAIT_MS if self.is_calm else _MAX_WAIT_MS
+    def idle_time(self, now: int) -> int:
+        """Return how many milliseconds to wait for an event before the next tick."""
+        if self.is_idle_at(now):  # to ask all again would take longer than to answer a look-up
+            return self._idle_until - now
+        return min(_CALM_WAIT_MS if self.is_calm else _MAX_WAIT_MS, self.wakeup(now))
 
     def _rest(self, now: int) -> None:
         """Note until when there is nothing to do, at the end of a tick."""
@@ -173,8 +172,7 @@ class PeerCore:
             and not self.health.stopping
             and self.failure is None
         ):
-            self._ticked_at, self._due_at = now, now + self.wakeup(now)
-            self._idle_until = min(self._due_at, now + self.longest_wait)
+            self._ticked_at, self._idle_until = now, now + self.idle_time(now)
 
     def take_proposals(self) -> list[Proposal]:
         """Return the topology steps that became due since the last call."""

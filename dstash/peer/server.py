@@ -1,7 +1,8 @@
 """The server of a peer: sockets, threads and clocks around the core.
 
 One thread owns the socket and the core; it answers reads. Another thread commits, so that a sync
-delays no read. All other threads reach the core through ``post``.
+delays no read; commits that are small and not synced need none. All other threads reach the core
+through ``post``.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from dstash.peer.admission.admin_requests import OperatorRequest, PendingAdminRe
 from dstash.peer.admission.authority import Authority
 from dstash.peer.admission.inbox import Inbox
 from dstash.peer.admission.requests import Reply
+from dstash.peer.admission.writes import Internal
 from dstash.peer.commits.commit import Commit
 from dstash.peer.core import PeerCore
 from dstash.peer.maintenance import Proposal
@@ -279,7 +281,7 @@ class PeerServer:
             self._beaten_at = now
             self.beat()
         core, has_message = self._core, False
-        for source in self._poller.wait(min(core.longest_wait, core.wakeup(wall()))):
+        for source in self._poller.wait(core.idle_time(wall())):
             if source == self._waker.handle:
                 self._waker.clear()
             elif source is self._router.socket:
@@ -289,11 +291,14 @@ class PeerServer:
         if self._posts:
             self._run_posts()
         if has_message or self._inbox:
-            self._is_busy = self._is_busy or time.monotonic() - now < _NO_WAIT_S
+            is_ready_at_once = time.monotonic() - now < _NO_WAIT_S
+            # A commit that runs may delay this thread, so that messages wait.
+            self._is_busy = self._is_busy or self._committing or is_ready_at_once
             self._receive_burst()
         self._hand_over()  # before the background tasks: a client waits for it
         self._maintain()
-        self._hand_over()
+        if self._hand_over():
+            self._maintain()  # what was committed may be what a task or a register waits for
 
     def _take_view(self, view: View) -> list[Reply]:
         replies = self._core.install(view, wall())
@@ -342,6 +347,7 @@ class PeerServer:
             address = self._endpoint(members.get(message.peer))
             if self._links.moved(message.peer, address):
                 self._core.outgoing.lost(message.peer)
+                self._core.disturb()
             if not self._links.send(message.peer, address, message.frames):
                 self._core.outgoing.unsent(message)
                 self._core.disturb()
@@ -456,30 +462,35 @@ class PeerServer:
             if not self._router.send(reply.to, reply.frames):
                 self._core.health.counts["undelivered"] += 1
 
-    def _hand_over(self) -> None:
-        """Commit the writes that wait, or let the committing thread do it."""
+    def _hand_over(self) -> bool:
+        """Commit the writes that wait here, or on the committing thread; return whether here."""
+        has_committed = False
         while not self._committing:
             commit = self._core.next_commit(wall())
             if commit is None:
-                return
+                break
             self._committing = True
             if not self._is_quick(commit):
                 self._commits.put(commit)
-                return
+                break
+            has_committed = True
             took, sync = self._run(commit)
             if took > _QUICK_COMMIT_S:
                 self._quick_from = time.monotonic() + _QUICK_PAUSE_S
             self._send(self._conclude(commit, took, sync))
+        return has_committed
 
     def _is_quick(self, commit: Commit) -> bool:
         """Whether a commit delays other messages less than a change of threads would.
 
         While messages wait, their writes are grouped, which takes a commit that runs meanwhile.
+        The weight of a write of a task does not show how long it takes.
         """
         return (
             not self._is_busy
             and self._core.store.commits_at_once
             and sum(write.weight for write in commit.waiting) <= _QUICK_COMMIT_BYTES
+            and not any(isinstance(write.message, Internal) for write in commit.waiting)
             and time.monotonic() >= self._quick_from
         )
 

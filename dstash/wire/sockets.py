@@ -32,7 +32,6 @@ _HIGH_WATER_MESSAGES: Final = 512
 _HANDSHAKE_TIMEOUT_S: Final = 1.0
 #: How long (milliseconds) ``Link.await_message`` waits.
 _AWAIT_MS: Final = 20
-_BLOCK: Final = 0
 #: The value of ``HANDSHAKE_FAILED_PROTOCOL`` when only one side uses CURVE.
 _MECHANISM_MISMATCH: Final = int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
 
@@ -57,13 +56,13 @@ def send_parts(socket: zmq.Socket[bytes], parts: list[bytes]) -> None:
     _send(socket, parts[-1], NOBLOCK)
 
 
-def receive_parts(socket: zmq.Socket[bytes], flags: int = NOBLOCK) -> list[bytes]:
-    """Return the frames of the next message; faster than ``recv_multipart``.
+def receive_parts(socket: zmq.Socket[bytes]) -> list[bytes]:
+    """Return the frames of the next message without blocking; faster than ``recv_multipart``.
 
     Raises:
         zmq.ZMQError: there is no message.
     """
-    frame = socket.recv(flags, copy=False)
+    frame = socket.recv(NOBLOCK, copy=False)
     parts = [frame.bytes]
     while frame.more:
         frame = socket.recv(NOBLOCK, copy=False)
@@ -243,6 +242,7 @@ class Link:
         self.unsent: list[list[bytes]] = []
         self.monitor: zmq.Socket[bytes]  # set once the socket is set up
         self.socket = context.socket(zmq.DEALER)
+        self._waiting_for = [(self.socket, zmq.POLLIN)]
         try:
             self._connect(context.keys, key)
         except BaseException as error:
@@ -257,7 +257,6 @@ class Link:
         self.socket.set(zmq.RECONNECT_IVL, 50)
         self.socket.set(zmq.RECONNECT_IVL_MAX, 1000)
         self.socket.set(zmq.CONNECT_TIMEOUT, 1000)
-        self.socket.set(zmq.RCVTIMEO, _AWAIT_MS)  # of ``await_message`` only: others do not block
         self.monitor = self.socket.get_monitor_socket(sum(_TRANSITIONS))
         if key:
             if keys is None:
@@ -305,8 +304,10 @@ class Link:
 
     def await_message(self) -> list[bytes] | None:
         """Return the frames of the next message; None if there is none within 20 ms."""
+        # A blocking receive would wait again after each signal.
         try:
-            return receive_parts(self.socket, _BLOCK)
+            zmq.zmq_poll(self._waiting_for, _AWAIT_MS)
+            return receive_parts(self.socket)
         except zmq.ZMQError:
             return None
 

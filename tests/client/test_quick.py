@@ -124,6 +124,9 @@ def test_value_that_cannot_be_decoded_is_named(
         (lambda client: client.lookup("i", 1.5), UnsupportedType),
         (lambda client: client.lookup("", "k"), LimitError),
         (lambda client: client.lookup("@", "k"), LimitError),
+        (lambda client: client.lookup("@", "k", read="one"), LimitError),
+        (lambda client: client.lookup("\ud800", "k", read="one"), LimitError),
+        (lambda client: client.lookup("i" * 300, "k", read="one"), LimitError),
         (lambda client: client.lookup("i", "k", read="two"), UsageError),
         (lambda client: client.lookup("i", "k", read=["one"]), UsageError),
         (lambda client: client.lookup("i", "\ud800"), LimitError),
@@ -135,6 +138,25 @@ def test_wrong_arguments_are_refused(
     warm_up(client, "i")
     with pytest.raises(error):
         look_up(client)
+
+
+def test_look_up_ends_in_time_while_signals_arrive(
+    peers: Peers, client: Client, index: str
+) -> None:
+    warm_up(client, index)
+    process = peers["a"].process.pid
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    os.kill(process, signal.SIGSTOP)
+    signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+    try:
+        for number in range(30):
+            began = time.monotonic()
+            assert client.lookup(index, f"warm {number}", read="one") == number
+            assert time.monotonic() - began < 5
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        os.kill(process, signal.SIGCONT)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_keys_of_other_types_and_texts_are_found(client: Client, index: str) -> None:

@@ -117,7 +117,9 @@ class QuickLookups:
         has_registers = self._known.get(index)
         if has_registers is None:
             has_registers = self._learn(index)
-        if level is None or (has_registers and level is not Level.ONE) or not key.isascii():
+        if level is None or has_registers is None or not key.isascii():
+            return ASK
+        if has_registers and level is not Level.ONE:
             return ASK
         now, encoded = session.wall(), key.encode()
         table = session.calm_table(level, now)
@@ -133,12 +135,12 @@ class QuickLookups:
 
     # -- inside
 
-    def _learn(self, index: str) -> bool:
-        """Return whether an index has registers; true too if the name is not allowed."""
+    def _learn(self, index: str) -> bool | None:
+        """Return whether an index has registers; None if the name is not allowed."""
         try:
             has_registers = check_name(index)
         except DStashError:
-            return True  # the general way reports it
+            return None  # the general way reports it
         if len(self._known) >= _MAX_INDEXES:
             self._known = {}
         self._known[index] = has_registers

@@ -141,7 +141,7 @@ class LiveEnvironment:
     @property
     def commits_at_once(self) -> bool:
         """Whether a small commit usually waits for nothing: neither for a sync nor for a lock."""
-        return not self.syncs_commits and self._journal is None
+        return not (self.syncs_commits or self._syncing.locked() or self._journal is not None)
 
     def sync(self) -> None:
         """Sync earlier commits that were not synced (durability ``interval``)."""
