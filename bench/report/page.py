@@ -14,6 +14,7 @@ from bench.parts.batches import most_bytes
 from bench.report.tables import Table, crossed, figure, listed
 from bench.report.targets import Verdict, rows
 from bench.work import Case, Unit, Work, find, known
+from dstash import loops
 
 _WORDS: Final = Path(__file__).with_suffix(".md")
 _ONE: Final = "dstash N=3 one"
@@ -76,6 +77,7 @@ def write(
     return Template(_WORDS.read_text()).substitute(
         tables,
         options=options,
+        loops="compiled" if loops.IS_COMPILED else "in Python",
         machine="\n".join(f"| {name} | {text} |" for name, text in machine.items()),
         targets=outcome(verdicts).markdown(),
         shares=_shares(cases).markdown(),
