@@ -115,6 +115,9 @@ class Links:
         if peer is None or link is None or ready is not link.socket:
             return None
         parts = link.receive()
+        if parts is not None and link.has_changed:
+            link.put_back(parts)  # ``events`` yields the change first
+            return None
         return None if parts is None else Event(peer, parts)
 
     def events(self, ready: Any) -> Iterator[Event]:
@@ -132,16 +135,23 @@ class Links:
             return
         link = self._links[peer]
         if ready is not link.monitor:
-            yield from _messages(peer, link)
+            yield from self._messages(peer, link)
             return
-        for state in link.changes():
+        yield from self._changes(peer, link)
+        if link.has_put_back:
+            yield from self._messages(peer, link)
+
+    def _changes(self, peer: str, link: Link) -> Iterator[Event]:
+        """Yield the events of changes of a connection."""
+        states = link.changes()
+        for place, state in enumerate(states, 1):
             self._written.add(peer)  # waiting messages were sent
             if state is LinkState.UP:
                 yield from self._came_up(peer, link)
             if state is LinkState.DOWN or state.is_final:
                 if self._tries_next(peer, link):
                     return
-                yield from self._failed(peer, link)
+                yield from self._failed(peer, link, is_up_again=LinkState.UP in states[place:])
         if self._links.get(peer) is link and self._is_over(peer, link):
             self._drop(peer)  # the next message tries again
 
@@ -163,7 +173,7 @@ class Links:
         while self._written:
             peer = self._written.pop()
             if peer in self._links:
-                yield from _messages(peer, self._links[peer])
+                yield from self._messages(peer, self._links[peer])
 
     def close(self) -> None:
         """Close every connection."""
@@ -181,6 +191,17 @@ class Links:
         """Return why ``send`` returned False."""
         return self.reasons.get(peer, NOT_CONNECTED) if _is_address(peer) else NOT_CONNECTED
 
+    def _messages(self, peer: str, link: Link) -> Iterator[Event]:
+        """Yield the messages that have arrived.
+
+        libzmq reconnects by itself, and then delivers messages of the new connection on the same
+        socket. The other side may be another process by then, so the loss is yielded first.
+        """
+        while (parts := link.receive()) is not None:
+            if self._links.get(peer) is link and link.has_changed:
+                yield from self._changes(peer, link)
+            yield Event(peer, parts)
+
     # -- the end of a connection attempt
 
     def _came_up(self, peer: str, link: Link) -> Iterator[Event]:
@@ -195,8 +216,11 @@ class Links:
             self._unreported.discard(peer)
             yield Event(peer, None)
 
-    def _failed(self, peer: str, link: Link) -> Iterator[Event]:
-        """Report a connection that broke, or find out first why it never came up."""
+    def _failed(self, peer: str, link: Link, *, is_up_again: bool) -> Iterator[Event]:
+        """Report a connection that broke, or find out first why it never came up.
+
+        Messages that arrived before are yielded first, unless they may be of the next connection.
+        """
         self.reasons[peer] = link.reason
         _log.debug(link.reason, peer=_shown(peer), address=link.place)
         if _is_address(peer) and not (link.is_explained or link.was_up):
@@ -208,8 +232,15 @@ class Links:
                 peer, link.place, has_key=link.has_key, was_closed=link.was_closed_in_handshake
             )
             return
-        yield from _messages(peer, link)  # its last messages
-        yield Event(peer, None)
+        last = []
+        while (parts := link.receive()) is not None:
+            last.append(Event(peer, parts))
+        if is_up_again or link.has_changed:
+            yield Event(peer, None)
+            yield from last
+        else:
+            yield from last
+            yield Event(peer, None)
 
     def _take_findings(self, diagnoses: Diagnoses) -> Iterator[Event]:
         for peer, reason in diagnoses.take():
@@ -344,8 +375,3 @@ def _is_address(peer: str) -> bool:
 def _shown(peer: str) -> str:
     """Return a peer for the log: an address without the key of the peer."""
     return peer.partition(" ")[0]
-
-
-def _messages(peer: str, link: Link) -> Iterator[Event]:
-    while (parts := link.receive()) is not None:
-        yield Event(peer, parts)

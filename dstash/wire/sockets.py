@@ -32,6 +32,9 @@ _HIGH_WATER_MESSAGES: Final = 512
 _HANDSHAKE_TIMEOUT_S: Final = 1.0
 #: How long (milliseconds) ``Link.await_message`` waits.
 _AWAIT_MS: Final = 20
+#: Plain numbers, because arithmetic with flags is slow.
+_EVENTS: Final = int(zmq.EVENTS)
+_INPUT: Final = int(zmq.POLLIN)
 #: The value of ``HANDSHAKE_FAILED_PROTOCOL`` when only one side uses CURVE.
 _MECHANISM_MISMATCH: Final = int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
 
@@ -238,6 +241,7 @@ class Link:
         #: Whether the peer closed a connection with CURVE before it was up.
         self.was_closed_in_handshake = False
         self._waiting = deque(waiting)
+        self._put_back: deque[list[bytes]] = deque()
         #: Messages that waited for a connection that failed.
         self.unsent: list[list[bytes]] = []
         self.monitor: zmq.Socket[bytes]  # set once the socket is set up
@@ -297,10 +301,34 @@ class Link:
 
     def receive(self) -> list[bytes] | None:
         """Return the frames of the next message, None if there is none."""
+        if self._put_back:
+            return self._put_back.popleft()
         try:
             return receive_parts(self.socket)
         except zmq.ZMQError:
             return None
+
+    def put_back(self, parts: list[bytes]) -> None:
+        """Return a message, to be received again."""
+        self._put_back.append(parts)
+
+    @property
+    def has_put_back(self) -> bool:
+        """Whether a message was returned."""
+        return bool(self._put_back)
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether ``changes`` has something to return.
+
+        A message that was received before is of the connection before the change, or of a later
+        one: libzmq reports a change before it delivers messages of a new connection.
+        """
+        try:
+            events: Any = self.monitor.getsockopt(_EVENTS)
+        except zmq.ZMQError:  # the context was closed
+            return False
+        return bool(events & _INPUT)
 
     def await_message(self) -> list[bytes] | None:
         """Return the frames of the next message; None if there is none within 20 ms."""

@@ -77,7 +77,9 @@ class TestEmptyPeer:
             consul.start()
             consul.wait_ready()
             peers["a"].wait_ready()
-            assert peers["a"].page("/readyz")["alerts"] == []
+            wait_until(
+                lambda: peers["a"].page("/readyz")["alerts"] == [], 10, "the alert is cleared"
+            )
             assert holders(consul) == {"a"}
             peers.client().put("i", "k", 1)
 
