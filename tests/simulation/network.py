@@ -320,6 +320,20 @@ class VirtualLink:
         """Return the frames of one message, None when none waits."""
         return self._inbox.popleft() if self._inbox else None
 
+    def put_back(self, parts: list[bytes]) -> None:
+        """Return a message, to be received again."""
+        self._inbox.appendleft(parts)
+
+    @property
+    def has_put_back(self) -> bool:
+        """Whether messages wait."""
+        return bool(self._inbox)
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether ``changes`` has something to return."""
+        return bool(self._news)
+
     @property
     def reason(self) -> str:
         """Why the connection is not up."""
