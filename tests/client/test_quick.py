@@ -16,6 +16,7 @@ from dstash.client.operations.short.lookup import ShortLookup
 from dstash.client.transport import quick
 from dstash.errors import LimitError, UndecodableValue, UnsupportedType, UsageError
 from tests.harness.peers import Peers
+from tests.harness.waiting import wait_until
 
 
 @pytest.fixture
@@ -170,18 +171,20 @@ def test_look_ups_of_a_client_that_is_closed_meanwhile_fail(peers: Peers, index:
     client = peers.client()
     warm_up(client, index)
     failures: list[BaseException] = []
+    looked_up: list[int] = []
 
-    def look_up() -> None:
+    def look_up(thread: int) -> None:
         try:
             while True:
                 assert client.lookup(index, "warm 1") == 1
+                looked_up.append(thread)
         except BaseException as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=look_up) for _ in range(4)]
+    threads = [threading.Thread(target=look_up, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
-    time.sleep(0.2)
+    wait_until(lambda: len(set(looked_up)) == 4, 10, "each thread has looked up")
     client.close()
     for thread in threads:
         thread.join(10)
