@@ -158,7 +158,7 @@ class QuickLookups:
                 return _MISSING
             try:
                 values = self._types.decode_array(frame) if frame else ()
-            except DStashError:
+            except DStashError:  # the general way names the key in its error
                 values = ()
             if len(values) == 1:
                 session.learn_size(len(frame))

@@ -9,13 +9,29 @@ an operation, which continues as if it had sent them itself.
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 from dstash.client.operations.base import VIEWS, Call, Operation
 from dstash.client.session import SILENCE_MS, Send, Session
 from dstash.client.sightings import Sighting
-from dstash.errors import DStashError
+from dstash.errors import DStashError, ProtocolError
+from dstash.wire import codec
 from dstash.wire.envelope import Envelope
 from dstash.wire.links import NOT_CONNECTED
+
+
+def plain_header(parts: list[bytes], frames: int, kind: int, fields: int) -> list[Any] | None:
+    """Return the header of a message that has the frames, kind and fields of a plain answer.
+
+    None: the message is something else, which the general operation decodes.
+    """
+    if len(parts) != frames:
+        return None
+    try:
+        header = codec.unpack_header(parts[0])
+    except ProtocolError:
+        return None
+    return header if len(header) == fields and header[1] == kind else None
 
 
 class ShortCall(Call):

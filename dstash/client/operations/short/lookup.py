@@ -11,11 +11,11 @@ from typing import Any, Final, NamedTuple
 
 from dstash.client.operations.base import take_late_answer
 from dstash.client.operations.reads import Decode, LookupOperation, ReadChunk
-from dstash.client.operations.short.call import ShortCall
+from dstash.client.operations.short.call import ShortCall, plain_header
 from dstash.client.routing import Peers
 from dstash.client.session import Send, Session
 from dstash.client.sightings import Sighting
-from dstash.errors import DStashError, ProtocolError
+from dstash.errors import DStashError
 from dstash.store.record import partition_of
 from dstash.types import Level
 from dstash.wire import codec
@@ -48,13 +48,8 @@ class _Answer(NamedTuple):
 
 def plain_answer(parts: list[bytes]) -> _Answer | None:
     """Return the fields of a message if it is a plain answer to a look-up of one key, else None."""
-    if len(parts) != 2:
-        return None
-    try:
-        header = codec.unpack_header(parts[0])
-    except ProtocolError:
-        return None
-    if len(header) != _HEADER_FIELDS or header[1] != Values.KIND:
+    header = plain_header(parts, 2, Values.KIND, _HEADER_FIELDS)
+    if header is None:
         return None
     protocol, _, correlation, _, moment, answered, digest, missing, corrupt = header
     is_plain = (

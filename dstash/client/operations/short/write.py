@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from dstash.client.operations.base import take_late_answer
 from dstash.client.operations.batching import Item
-from dstash.client.operations.short.call import ShortCall
+from dstash.client.operations.short.call import ShortCall, plain_header
 from dstash.client.operations.versions import FIRST_ATTEMPT
 from dstash.client.operations.writes import (
     TTL_TOLERANCE_MS,
@@ -26,7 +26,6 @@ from dstash.client.session import Send, Session
 from dstash.client.sightings import Sighting
 from dstash.cluster.topology.indexes.settings import IndexSettings
 from dstash.cluster.topology.view import View
-from dstash.errors import ProtocolError
 from dstash.store.record import partition_of
 from dstash.types import NEVER, Level
 from dstash.version import Version, newest_stamp
@@ -42,13 +41,8 @@ _HEADER_FIELDS: Final = 7
 
 def _plain_ack(parts: list[bytes]) -> tuple[int, int, bytes] | None:
     """Return correlation id, clock and earlier state in a message if it is a plain ack."""
-    if len(parts) != 1:
-        return None
-    try:
-        header = codec.unpack_header(parts[0])
-    except ProtocolError:
-        return None
-    if len(header) != _HEADER_FIELDS or header[1] != Stored.KIND:
+    header = plain_header(parts, 1, Stored.KIND, _HEADER_FIELDS)
+    if header is None:
         return None
     protocol, _, correlation, _, moment, rejected, existed = header
     is_plain = (
