@@ -112,7 +112,7 @@ def locate(prefixes: list[bytes | None], keys: Sequence[bytes]) -> list[bytes]:
         TypeError: a prefix is None, because its partition is not held here.
     """
     mask = len(prefixes) - 1
-    return [prefixes[xxh3_64_intdigest(key) & mask] + key for key in keys]  # type: ignore[operator]
+    return [prefixes[xxh3_64_intdigest(key) & mask] + key for key in keys]  # type: ignore[operator]  # None raises it
 
 
 def seal(
@@ -138,7 +138,7 @@ def seal(
     for key, payload in zip(keys, payloads, strict=True):
         number = xxh3_64_intdigest(key)
         body = head + payload
-        storage_key = prefixes[number & mask] + key  # type: ignore[operator]
+        storage_key = prefixes[number & mask] + key  # type: ignore[operator]  # None raises it
         sealed.append((storage_key, xxh3_64_digest(body, number ^ salt) + body))
     return sealed
 

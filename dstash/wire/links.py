@@ -199,7 +199,9 @@ class Links:
         """
         while (parts := link.receive()) is not None:
             if self._links.get(peer) is link and link.has_changed:
+                link.put_back(parts)  # a caller that is done may not ask for the rest
                 yield from self._changes(peer, link)
+                continue
             yield Event(peer, parts)
 
     # -- the end of a connection attempt
@@ -232,15 +234,12 @@ class Links:
                 peer, link.place, has_key=link.has_key, was_closed=link.was_closed_in_handshake
             )
             return
-        last = []
-        while (parts := link.receive()) is not None:
-            last.append(Event(peer, parts))
-        if is_up_again or link.has_changed:
-            yield Event(peer, None)
-            yield from last
-        else:
-            yield from last
-            yield Event(peer, None)
+        while not is_up_again and (parts := link.receive()) is not None:
+            if link.has_changed:
+                link.put_back(parts)
+                break
+            yield Event(peer, parts)
+        yield Event(peer, None)
 
     def _take_findings(self, diagnoses: Diagnoses) -> Iterator[Event]:
         for peer, reason in diagnoses.take():

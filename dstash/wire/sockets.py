@@ -310,7 +310,7 @@ class Link:
 
     def put_back(self, parts: list[bytes]) -> None:
         """Return a message, to be received again."""
-        self._put_back.append(parts)
+        self._put_back.appendleft(parts)
 
     @property
     def has_put_back(self) -> bool:
@@ -332,12 +332,12 @@ class Link:
 
     def await_message(self) -> list[bytes] | None:
         """Return the frames of the next message; None if there is none within 20 ms."""
-        # A blocking receive would wait again after each signal.
-        try:
-            zmq.zmq_poll(self._waiting_for, _AWAIT_MS)
-            return receive_parts(self.socket)
-        except zmq.ZMQError:
-            return None
+        if not self._put_back:
+            try:
+                zmq.zmq_poll(self._waiting_for, _AWAIT_MS)  # a receive starts again at each signal
+            except zmq.ZMQError:
+                return None
+        return self.receive()
 
     def changes(self) -> list[LinkState]:
         """Return the states that the link went through since the last call, oldest first."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -72,28 +71,26 @@ def test_look_up_after_put_finds_the_value_before_late_acks_are_read(
 
 def test_look_ups_continue_while_a_peer_is_frozen(peers: Peers, client: Client, index: str) -> None:
     warm_up(client, index)
-    process = peers["b"].process.pid
-    os.kill(process, signal.SIGSTOP)
+    peers["b"].freeze()
     try:
         for number in range(30):
             began = time.monotonic()
             assert client.lookup(index, f"warm {number}", read="quorum") == number
             assert time.monotonic() - began < 2
     finally:
-        os.kill(process, signal.SIGCONT)
+        peers["b"].thaw()
 
 
 def test_replicas_that_differ_are_compared(
     peers: Peers, client: Client, index: str, general: list[ShortLookup]
 ) -> None:
     warm_up(client, index)
-    process = peers["c"].process.pid
-    os.kill(process, signal.SIGSTOP)
+    peers["c"].freeze()
     try:
         for number in range(30):
             client.put(index, f"warm {number}", -number)
     finally:
-        os.kill(process, signal.SIGCONT)
+        peers["c"].thaw()
     for number in range(30):
         assert client.lookup(index, f"warm {number}", read="quorum") == -number
         assert client.lookup(index, f"warm {number}", read="all") == -number
@@ -145,9 +142,8 @@ def test_look_up_ends_in_time_while_signals_arrive(
     peers: Peers, client: Client, index: str
 ) -> None:
     warm_up(client, index)
-    process = peers["a"].process.pid
     before = signal.signal(signal.SIGALRM, lambda *_: None)
-    os.kill(process, signal.SIGSTOP)
+    peers["a"].freeze()
     signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
     try:
         for number in range(30):
@@ -156,7 +152,7 @@ def test_look_up_ends_in_time_while_signals_arrive(
             assert time.monotonic() - began < 5
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        os.kill(process, signal.SIGCONT)
+        peers["a"].thaw()
         signal.signal(signal.SIGALRM, before)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -89,8 +89,7 @@ class Channel:
         if call.hungry:
             self._send(call.more(self._session.wall()), call)
         while call.is_running_short:
-            now = self._polled_at = self._session.wall()
-            for ready in self._poller.wait(max(0, call.wakeup() - now)):
+            for ready in self._ready(max(0, call.wakeup() - self._session.wall())):
                 self._take_message(ready, call)
             if call.is_running_short and (now := self._session.wall()) >= call.wakeup():
                 self._send(call.tick(now), call)
@@ -144,7 +143,7 @@ class Channel:
     def _pump(self, operation: Call, timeout: int | None) -> None:
         if timeout is None:
             timeout = max(0, operation.wakeup() - self._session.wall())
-        for ready in self._poller.wait(timeout):
+        for ready in self._ready(timeout):
             for peer, parts in self._links.events(ready):
                 if parts is None:
                     self._lost(peer, self._links.reasons.get(peer, "connection lost"))
@@ -155,6 +154,12 @@ class Channel:
         now = self._session.wall()
         if not operation.done and now >= operation.wakeup():
             self._send(operation.tick(now), operation)
+
+    def _ready(self, timeout: int) -> Iterable[Any]:
+        """Return the sockets with input, after at most that time (milliseconds)."""
+        ready = self._poller.wait(timeout)
+        self._polled_at = self._session.wall()
+        return ready
 
     def _lost(self, peer: str, why: str) -> None:
         self._session.forget_protocol(peer)
