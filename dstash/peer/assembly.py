@@ -30,7 +30,9 @@ from dstash.peer.maintenance import Pace
 from dstash.peer.reads import Reader
 from dstash.peer.registers.service import Registers
 from dstash.peer.sharing.serving import Serving
+from dstash.peer.short.checks import ShortChecks
 from dstash.peer.short.reads import ShortReads
+from dstash.peer.short.writes import ShortWrites
 from dstash.peer.telemetry.history import History
 from dstash.peer.telemetry.meters import Meters
 from dstash.store.interface import Store
@@ -154,15 +156,17 @@ class Handlers:
             serving=services.serving,
         )
         self.reader = Reader(state.local_partitions, state.meters)
+        self.short_checks = ShortChecks(
+            peer, state.local_partitions, state.keyspaces, admission=admission, health=health
+        )
         self.short_reads = ShortReads(
-            peer,
             state.local_partitions,
-            state.keyspaces,
+            self.short_checks,
             admission=admission,
-            health=health,
             backlog=state.backlog,
             meters=state.meters,
         )
+        self.short_writes = ShortWrites(self.short_checks, state.floor, state.backlog, state.meters)
         self.questions = PeerQuestions(state.local_partitions, background.scheduler, state.backlog)
         self.deferred = DeferredRequests(
             state.local_partitions,

@@ -85,7 +85,9 @@ class PeerCore:
         self.rejections = handlers.rejections
         self._control = handlers.control
         self._reader = handlers.reader
+        self._short_checks = handlers.short_checks
         self._short_reads = handlers.short_reads
+        self._short_writes = handlers.short_writes
         self._questions = handlers.questions
         self._deferred = handlers.deferred
         self.admin_requests = handlers.admin_requests
@@ -111,6 +113,8 @@ class PeerCore:
             short = None  # the dispatch reports the failure
         if short is not None:
             return [Reply(sender, short)]
+        if self._short_writes.accept(sender, parts, now):
+            return []
         self.disturb()
         try:
             envelope = decode(parts)
@@ -190,7 +194,7 @@ class PeerCore:
         self.health.install(view)
         self.replies.install(view)
         self._control.install(view)
-        self._short_reads.install(view)
+        self._short_checks.install(view)
         self._deferred.install(view)
         self.topology_news.install(view)
         self._background.install(view, now)
@@ -209,11 +213,13 @@ class PeerCore:
         """Take back a commit that has run; returns its replies."""
         self.failure = self.failure or commit.fatal
         self.health.counts["commits"] += 1
-        self.group_commit.end(commit, now)
+        if self.group_commit.end(commit, now) or self.failure:
+            self.disturb()
+        if commit.is_plain:
+            return [self.replies.stored(write.ticket, now) for write in commit.waiting]
         ready = [reply for reply in commit.replies if not self.registers.refused(reply[0])]
         voted = [self.registers.voted(write, answer) for write, answer in commit.votes]
         ready += [reply for reply in voted if reply is not None]
-        self.disturb()
         return [self.replies.encode(ticket, message, now) for ticket, message in ready]
 
     @property

@@ -169,6 +169,14 @@ class PeerServer:
 
     def post(self, action: Callable[[], list[Reply]]) -> None:
         """Run ``action`` on the socket's thread, which sends the replies that it returns."""
+
+        def disturb() -> list[Reply]:
+            self._core.disturb()
+            return action()
+
+        self._post(disturb)
+
+    def _post(self, action: Callable[[], list[Reply]]) -> None:
         self._posts.append(action)
         self._waker.wake()
 
@@ -384,7 +392,6 @@ class PeerServer:
         return not self._core.has_work or time.monotonic() > self._deadline
 
     def _run_posts(self) -> None:
-        self._core.disturb()
         while self._posts:
             self._send(self._posts.popleft()())
 
@@ -521,7 +528,7 @@ class PeerServer:
         use_time_slice(LONG)  # no look-up waits for this thread, and a sync takes longer
         while (commit := self._commits.get()) is not None:
             took, sync = self._run(commit)
-            self.post(partial(self._committed, commit, took, sync))
+            self._post(partial(self._committed, commit, took, sync))
 
     def _committed(self, commit: Commit, took: float, sync: float) -> list[Reply]:
         replies = self._conclude(commit, took, sync)

@@ -119,6 +119,17 @@ def unpack_blobs(frame: bytes) -> list[bytes]:
     return blobs
 
 
+def only_blob(frame: bytes) -> bytes | None:
+    """Return the byte string of a body frame that has one, of up to 64 KiB; None for others."""
+    # It is encoded as an array of one element, then msgpack's bin 8 or bin 16.
+    begin = frame[:2]
+    if begin == b"\x91\xc4":
+        return frame[3:] if len(frame) > 2 and len(frame) == 3 + frame[2] else None
+    if begin == b"\x91\xc5":
+        return frame[4:] if len(frame) == 4 + int.from_bytes(frame[2:4]) else None
+    return None
+
+
 def unpack_entries(keys: bytes, records: bytes) -> list[tuple[bytes, bytes]]:
     """Decode two body frames with the same number of byte strings into pairs."""
     unpacked_keys, unpacked_records = unpack_blobs(keys), unpack_blobs(records)

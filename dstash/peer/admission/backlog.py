@@ -62,11 +62,21 @@ class Backlog:
         """Take note that a request was served: rejected clients may retry sooner."""
         self._retry_delay.served()
 
-    def _check_room(self) -> None:
+    @property
+    def _has_too_many(self) -> bool:
         accepted = self._accepted - self._settled + self._questions
         delay = round(accepted * self._write_ms)
-        if accepted >= self._max_requests or (accepted > _FEW_REQUESTS and delay > _MAX_WAIT_MS):
+        is_long = accepted > _FEW_REQUESTS and delay > _MAX_WAIT_MS
+        return is_long or accepted >= self._max_requests
+
+    def _check_room(self) -> None:
+        if self._has_too_many:
             raise self.busy("too many requests are waiting")
+
+    def has_room(self, weight: int) -> bool:
+        """Whether ``admit`` accepts a write of that many bytes now."""
+        is_too_large = self.waiting_bytes + weight > max(self.max_bytes, weight)
+        return not (is_too_large or self._has_too_many)
 
     # -- writes
 
@@ -99,16 +109,22 @@ class Backlog:
         self._commit_began = now
         return group
 
-    def committed(self, group: Sequence[WaitingWrite], now: int) -> None:
-        """Take note that a commit has ended, and call the functions that waited for it."""
+    def committed(self, group: Sequence[WaitingWrite], now: int) -> bool:
+        """Take note that a commit has ended, and call the functions that waited for it.
+
+        Returns:
+            whether there were any.
+        """
         weight = sum(write.weight for write in group)
         self._in_commit -= weight
         self.waiting_bytes -= weight
         mean = max(0, now - self._commit_began) / max(1, len(group))
         self._write_ms += (mean - self._write_ms) / 4
         self._settled += len(group)
+        waited = bool(self._settling)
         while self._settling and self._settling[0][0] <= self._settled:
             self._settling.popleft()[1]()
+        return waited
 
     def settle(self, done: Callable[[], None]) -> None:
         """Call ``done`` once every write accepted so far is on disk."""

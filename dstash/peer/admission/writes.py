@@ -42,6 +42,8 @@ class WaitingWrite:
     #: In which a request for votes was sent.
     epoch: int = 0
     settings: IndexSettings | None = None
+    #: Storage key and record of a put of one key; None if they are made at the commit.
+    entry: tuple[bytes, bytes] | None = None
 
     @classmethod
     def of(

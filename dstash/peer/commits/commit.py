@@ -43,7 +43,7 @@ from dstash.peer.commits.votes import (
 )
 from dstash.peer.telemetry.meters import CommitStats, outcome_of
 from dstash.store.interface import LIVE, UNSURE, Merged, Store, Write
-from dstash.store.record import VERSION_END, Keyspace, head
+from dstash.store.record import VERSION_END, Keyspace, head, partition_in
 from dstash.store.sealing import seal
 from dstash.types import RecordFlag
 from dstash.version import VERSION_BYTES, WRITER_BYTES, Stamp, Version, newest_stamp, pack
@@ -55,6 +55,12 @@ from dstash.wire.shapes import Message
 
 _KEY: Final = itemgetter(0)
 _PREFIX: Final = itemgetter(slice(2))
+
+#: The places of the only entry of a write.
+_ONLY: Final = range(1)
+#: Answers a put that was stored as it came.
+STORED: Final = Stored([])
+_STORED_PUT: Final = (Put.__name__, "Stored")
 
 #: The payload of a tombstone is empty.
 _NO_PAYLOAD: Final = b""
@@ -101,6 +107,8 @@ class Commit:
     corrupt: list[bytes] = field(default_factory=list)
     #: Storage keys of registers that were not merged, because a later round is promised here.
     preempted: list[bytes] = field(default_factory=list)
+    #: How many puts of one key were stored whose record was made on arrival.
+    plain: int = 0
     #: Whether versions were refused because they are from the future.
     skewed: bool = False
     #: Set when the disk failed permanently: the peer must stop.
@@ -147,6 +155,11 @@ class Commit:
                 kept.append((write, rest))
         return kept
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it stored nothing but puts of one key, each as it came."""
+        return self.plain == len(self.waiting)
+
     def note(self, took: float, sync: float) -> None:
         """Note in traced requests how long (seconds) the commit and its sync took."""
         for write in self.waiting:
@@ -160,6 +173,10 @@ class Commit:
             took: seconds in all.
             sync: seconds of that until the data was on disk.
         """
+        size = sum(write.weight for write in self.waiting)
+        count = len(self.waiting)
+        if self.is_plain:
+            return CommitStats(took, sync, count, size, self.sizes, [_STORED_PUT] * count)
         outcomes = {ticket: outcome_of(message) for ticket, message in self.replies}
         outcomes |= {write.ticket: "Voted" for write, _ in self.votes}
         writes = [
@@ -171,11 +188,12 @@ class Commit:
             ("Internal", "Stored" if error is None else type(error).__name__)
             for _, error in self.done
         ]
-        size = sum(write.weight for write in self.waiting)
-        return CommitStats(took, sync, len(self.waiting), size, self.sizes, writes)
+        return CommitStats(took, sync, count, size, self.sizes, writes)
 
     def _prepare(self, waiting: WaitingWrite) -> Prepared | DStashError:
         try:
+            if waiting.entry is not None and isinstance(waiting.message, Put):
+                return _prepare_entry(waiting.message, waiting.entry, self.rules)
             message = with_expiries(waiting)
             return _PREPARE[type(message)](message, waiting.space, self.rules)
         except DStashError as error:
@@ -189,6 +207,12 @@ class Commit:
             self.replies.append((waiting.ticket, Error.of(error)))
 
     def _accept(self, waiting: WaitingWrite, prepared: Prepared, merged: Merged) -> None:
+        if waiting.entry is not None and not (merged.superseded or merged.corrupt):
+            self.plain += 1
+            self.changed.add(partition_in(waiting.entry[0]))
+            self.sizes.append(1)
+            self.replies.append((waiting.ticket, STORED))
+            return
         write = prepared.write
         touched = map(_KEY, chain(write.entries, write.drops, write.replacements))
         prefixes = set(map(_PREFIX, chain(touched, voted_keys(write))))
@@ -222,12 +246,21 @@ class Commit:
             self.replies.append((waiting.ticket, stored))
 
 
-def _prepare_put(message: Put, space: Keyspace, rules: Rules) -> Prepared:
+def _check_put(message: Put, rules: Rules) -> None:
     if not rules.has_room:
         raise DiskFull("the disk is full; puts are refused, reads and deletes still succeed")
     _check_client_version(message, rules)
     if message.expiry > rules.now + MAX_TTL_SECONDS * 1000:
         raise LimitError("the time to live is longer than 100 years")
+
+
+def _prepare_entry(message: Put, entry: tuple[bytes, bytes], rules: Rules) -> Prepared:
+    _check_put(message, rules)
+    return Prepared(_client_write([entry], message, rules), [], _ONLY)
+
+
+def _prepare_put(message: Put, space: Keyspace, rules: Rules) -> Prepared:
+    _check_put(message, rules)
     keys, payloads = codec.unpack_blobs(message.keys), codec.unpack_blobs(message.payloads)
     codec.expect_even(keys, payloads)
     rejected = bad_keys(keys) + _bad_payloads(payloads)

@@ -16,8 +16,14 @@ from dstash.peer.commits.commit import Commit
 from dstash.peer.commits.recent_deletes import RecentDeletes
 from dstash.peer.commits.rules import Rules
 from dstash.peer.keyspaces import Keyspaces
+from dstash.store.record import version_of
 from dstash.store.register.voter import Bounds, no_drops
-from dstash.version import Stamp, latest_stamp
+from dstash.version import Stamp, latest_stamp, write_stamp
+
+
+def _replaces_all(write: WaitingWrite, high_water: Stamp) -> bool:
+    """Whether a write is a put of one key that is stamped after all stored records."""
+    return write.entry is not None and write_stamp(version_of(write.entry[1])) > high_water
 
 
 class GroupCommit:
@@ -72,6 +78,17 @@ class GroupCommit:
         has_room = store.has_room(reserve)
         present = clock.present_ms()
         floors = local_partitions.drops.floors
+        if len(group) == 1 and _replaces_all(group[0], store.high_water):
+            # The most frequent commit: what it is not checked against is left out.
+            rules = Rules(
+                now,
+                present,
+                self._max_clock_skew_ms,
+                local_partitions.newest_horizon,
+                has_room=has_room,
+                floors=floors,
+            )
+            return Commit(group, rules, recent=self.recent_deletes)
         bounds = Bounds(
             # A vote counts as a write (V1, V2): after the promise of a floor it would be missed.
             max(local_partitions.floor, local_partitions.newest_horizon),
@@ -103,8 +120,12 @@ class GroupCommit:
         )
         return Commit(group, rules, recent=self.recent_deletes)
 
-    def end(self, commit: Commit, now: int) -> None:
-        """Take note of what a commit that has run changed, and tell the tasks that wait for it."""
+    def end(self, commit: Commit, now: int) -> bool:
+        """Take note of what a commit that has run changed, and tell the tasks that wait for it.
+
+        Returns:
+            whether there is more to do: by a task, or because of what was not stored.
+        """
         # A majority may hold later stamps by now: the client retries in a moment.
         self._clock.is_due = self._clock.is_due or commit.skewed
         self._local_partitions.changed(commit.changed, now)
@@ -112,4 +133,4 @@ class GroupCommit:
         self.preempted.update(commit.preempted)
         for internal, error in commit.done:
             internal.done(error)
-        self._backlog.committed(commit.waiting, now)
+        return self._backlog.committed(commit.waiting, now) or not commit.is_plain

@@ -23,6 +23,9 @@ TOMBSTONE: Final = RecordFlag.TOMBSTONE.value
 Rejected = list[list[Any]]
 
 
+_NO_PROMISES: Final[Mapping[int, Stamp]] = {}
+
+
 class Rules(NamedTuple):
     """The rules that a commit checks its writes against.
 
@@ -38,7 +41,9 @@ class Rules(NamedTuple):
     false when only deletes and repairs may be written; ``has_spare``: false when only deletes may.
     ``upper_bound``: the highest stamp that a corrupt record may have had. ``floors``: which
     records were dropped with their index. ``bounds``: the limits of votes on registers.
-    ``life``: of the store. ``resting``: partitions whose registers rest.
+    ``life``: of the store.
+    Client writes need neither promises nor horizons.
+    ``resting``: partitions whose registers rest.
     ``lacks_data``: whether this peer does not know which keys existed.
     """
 
@@ -46,10 +51,10 @@ class Rules(NamedTuple):
     present: int
     max_skew: int
     floor: Stamp
-    promises: Mapping[int, Stamp]
-    horizons: Sequence[Stamp]
-    owned: frozenset[int]
-    has_room: bool
+    promises: Mapping[int, Stamp] = _NO_PROMISES
+    horizons: Sequence[Stamp] = ()
+    owned: frozenset[int] = frozenset()
+    has_room: bool = True
     has_spare: bool = True
     upper_bound: Stamp = MAX_STAMP
     latest: Stamp = MAX_STAMP

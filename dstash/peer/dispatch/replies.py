@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dstash.cluster.topology.view import View
 from dstash.peer.admission.requests import Reply, Ticket
+from dstash.wire import codec
 from dstash.wire.envelope import Envelope, encode
+from dstash.wire.messages import Stored
 from dstash.wire.shapes import Message
 
 
@@ -18,6 +20,13 @@ class ReplyEncoder:
     def install(self, view: View) -> None:
         """Take a new view."""
         self._epoch = view.epoch
+
+    def stored(self, ticket: Ticket, now: int) -> Reply:
+        """Return the reply to a put that was stored as it came, and is not traced."""
+        sender, correlation, protocol, _ = ticket
+        plain: tuple[list[object], bytes] = ([], b"")
+        header = (protocol, Stored.KIND, correlation, self._epoch, now, *plain)
+        return Reply(sender, [codec.pack_header(header)])
 
     def encode(self, ticket: Ticket, message: Message, now: int) -> Reply:
         """Return the reply to a request, and note the answer if the request is traced.

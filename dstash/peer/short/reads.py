@@ -8,16 +8,16 @@ has no record or a live value. Everything else is left to the dispatch, which gi
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from xxhash import xxh3_64_digest, xxh3_64_intdigest, xxh3_128_digest
 
 from dstash.cluster.replication.partitions import LocalPartitions
-from dstash.cluster.topology.view import View
 from dstash.errors import ProtocolError
+from dstash.limits import MAX_KEY_BYTES
 from dstash.peer.admission.backlog import Backlog
-from dstash.peer.admission.checks import Admission, Readiness
-from dstash.peer.keyspaces import Keyspaces
+from dstash.peer.admission.checks import Admission
+from dstash.peer.short.checks import ShortChecks
 from dstash.peer.telemetry.meters import Meters
 from dstash.store.digest import is_reapable_at
 from dstash.store.record import (
@@ -30,14 +30,11 @@ from dstash.store.record import (
     Keyspace,
     is_live_head,
 )
-from dstash.store.register.ballot import SIGN
 from dstash.wire import codec
 from dstash.wire.messages import Lookup, Values, Want
-from dstash.wire.protocol import is_spoken
 
 #: The fields of the header of a ``Lookup`` without a trace.
 _HEADER_FIELDS: Final = 7
-_MAX_INDEXES: Final = 32
 #: A larger record has an answer that may find no room.
 _MAX_RECORD_BYTES: Final = 64 * 1024
 
@@ -67,43 +64,27 @@ class ShortReads:
     """Answers the look-ups of one peer that need no dispatch.
 
     Args:
-        peer: its id.
         local_partitions: the records.
-        keyspaces: by index.
-        admission: a request passes it unchecked only where no check could refuse it.
-        health: whether the peer serves.
+        checks: of requests for one key.
+        admission: knows what clients have left unread.
         backlog: notes each answer, as it does each admitted request.
         meters: count requests and keys.
     """
 
     def __init__(
         self,
-        peer: str,
         local_partitions: LocalPartitions,
-        keyspaces: Keyspaces,
+        checks: ShortChecks,
         *,
         admission: Admission,
-        health: Readiness,
         backlog: Backlog,
         meters: Meters,
     ) -> None:
-        self._peer = peer
         self._local_partitions = local_partitions
-        self._keyspaces = keyspaces
+        self._checks = checks
         self._admission = admission
-        self._health = health
         self._backlog = backlog
         self._meters = meters
-        #: The epoch whose reads this peer serves; 0: none.
-        self._epoch = 0
-        self._spaces: dict[str, Keyspace] = {}
-
-    def install(self, view: View) -> None:
-        """Take a new view."""
-        self._spaces.clear()
-        member = view.members.get(self._peer)
-        serves = view.topology.formed and member is not None and member.synced
-        self._epoch = view.epoch if serves else 0
 
     def answer(self, sender: bytes, parts: list[bytes], now: int) -> list[bytes] | None:
         """Return the frames of the answer; None: the message needs the dispatch.
@@ -115,21 +96,25 @@ class ShortReads:
         """
         if len(parts) != 2:
             return None
-        body = parts[1]
-        # One byte string of up to 255 bytes (msgpack's bin 8) in an array.
-        if len(body) <= 3 or body[:2] != b"\x91\xc4" or len(body) != 3 + body[2]:
+        key = codec.only_blob(parts[1])
+        if not key or len(key) > MAX_KEY_BYTES:
             return None
         try:
             header = codec.unpack_header(parts[0])
         except ProtocolError:
             return None
-        if len(header) != _HEADER_FIELDS or header[1] != Lookup.KIND or not self._serves(header):
+        if len(header) != _HEADER_FIELDS or header[1] != Lookup.KIND:
             return None
         protocol, _, correlation, epoch, moment, index, want = header
-        plan, space = _PLANS[want], self._spaces.get(index) or self._learn(index)
-        if (moment and moment < now) or space is None or self._admission.unread.defers(sender):
+        checks = self._checks
+        if type(want) is not int or not checks.passes(protocol, correlation, epoch, moment):
             return None
-        found = self._find(body[3:], space, plan, now)
+        plan, space = _PLANS.get(want), checks.space(index)
+        if plan is None or space is None or (moment and moment < now):
+            return None
+        if self._admission.unread.defers(sender):
+            return None
+        found = self._find(key, space, plan, now)
         if found is None:
             return None
         digest, missing, values = found
@@ -143,39 +128,6 @@ class ShortReads:
             ),
             values,
         ]
-
-    def _serves(self, header: list[Any]) -> bool:
-        """Whether the fields of a look-up are valid, and no check can refuse it."""
-        protocol, kind, correlation, epoch, moment, index, want = header
-        health = self._health
-        return (
-            type(protocol) is int
-            and type(kind) is int
-            and type(correlation) is int
-            and type(epoch) is int
-            and type(moment) is int
-            and type(want) is int
-            and type(index) is str
-            and epoch == self._epoch > 0
-            and want in _PLANS
-            and correlation >= 0
-            and moment >= 0
-            and is_spoken(protocol)
-            and not health.stopping
-            and health.not_ready is None
-            and self._admission.authority is None
-            and self._local_partitions.freshness_confirmed
-            and not self._local_partitions.drops.unswept
-        )
-
-    def _learn(self, index: str) -> Keyspace | None:
-        """Return the keyspace of an index if it was used before; registers have another path."""
-        space = None if index.startswith(SIGN) else self._keyspaces.known(index)
-        if space is not None:
-            if len(self._spaces) >= _MAX_INDEXES:
-                self._spaces.clear()
-            self._spaces[index] = space
-        return space
 
     def _find(
         self, key: bytes, space: Keyspace, plan: _Plan, now: int

@@ -97,18 +97,11 @@ class LiveEnvironment:
         if self._failed:
             raise StoreFailed(self._failed)
 
-        def is_full() -> bool:
-            return lacks_room(self.directory, needed() + _BYTES_PER_COMMIT)
-
         with self._writing:
             while True:
                 self._noted = ([], [])
                 try:
-                    with (
-                        self._translated(is_full),
-                        self._env.begin(self._records, write=True) as transaction,
-                    ):
-                        result = work(transaction)
+                    result = self._transact(work, needed)
                 except lmdb.MapFullError:
                     self._grow()
                 except DiskFull:
@@ -121,6 +114,18 @@ class LiveEnvironment:
                         self._journal.add(*self._noted)
                     self._space.stored()
                     return result
+
+    def _transact(self, work: Callable[[Any], T], needed: Callable[[], int]) -> T:
+        try:
+            with self._env.begin(self._records, write=True) as transaction:
+                return work(transaction)
+        except (lmdb.Error, OSError):
+
+            def is_full() -> bool:
+                return lacks_room(self.directory, needed() + _BYTES_PER_COMMIT)
+
+            with self._translated(is_full):
+                raise
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:  # both processes would overwrite each other's pages

@@ -112,7 +112,7 @@ def test_both_paths_count_the_same(peer: Peer) -> None:
         lookup(LIVE, epoch=EPOCH + 1),
         lookup(LIVE, moment=START),
         lookup(LIVE, LIVE),
-        lookup(b"k" * 300),
+        lookup(b"k" * 401),
         lookup(LIVE, protocol=9),
         lookup(LIVE, want=8),
         encode(Envelope(7, EPOCH, 0, Lookup("@i", 1, keys(LIVE)), 2)),
@@ -158,7 +158,7 @@ def _closed(peer: Peer) -> None:
 def _unsynced(peer: Peer) -> None:
     [member] = topology().members
     unsynced = replace(topology(epoch=EPOCH), members=(replace(member, synced=False),))
-    peer.core._short_reads.install(View(unsynced, frozenset("a")))
+    peer.core._short_checks.install(View(unsynced, frozenset("a")))
 
 
 def _dropped(peer: Peer) -> None:
