@@ -8,7 +8,7 @@ answer that is late, differs or cannot be decoded, or an error.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -16,11 +16,17 @@ from xxhash import xxh3_64_intdigest
 
 from dstash.client.local.batches import ASK
 from dstash.client.operations.registers.names import check_name
-from dstash.client.operations.short.lookup import ShortLookup, plain_answer, wants
+from dstash.client.operations.short.lookup import (
+    PlainAnswer,
+    ShortLookup,
+    plain_answer,
+    wants,
+)
 from dstash.client.operations.short.write import take_late_ack
 from dstash.client.routing import Peers
 from dstash.client.session import Session
 from dstash.client.transport.channel import Channel, Find
+from dstash.client.transport.combining import Combiner, WaitingCall
 from dstash.errors import DStashError
 from dstash.limits import MAX_KEY_BYTES
 from dstash.store.record import MASK
@@ -38,6 +44,8 @@ _LEVELS: Final[dict[object, Level]] = {
 _LEVEL_TYPES: Final = frozenset((str, Level))
 #: The most late acks of earlier writes that are read before an answer.
 _MAX_LATE_ACKS: Final = 8
+#: How often a thread waits (20 ms each time) for an answer to the look-ups of several threads.
+_MAX_AWAITS: Final = 4
 _MISSING: Final = object()
 
 
@@ -71,6 +79,44 @@ class _Wanted(NamedTuple):
     epoch: int
 
 
+class _Request(NamedTuple):
+    """One request for the keys of several calls: the same to each of their targets.
+
+    ``asked``: peer by the correlation id of its request.
+    """
+
+    calls: list[WaitingCall]
+    links: list[Link]
+    asked: dict[int, str]
+    answers: dict[str, PlainAnswer]
+
+    def is_answered(self, peer: str, answer: PlainAnswer | None) -> bool:
+        """Whether an answer of a peer is to this request, and counts all of its keys."""
+        return (
+            answer is not None
+            and self.asked.get(answer.correlation) == peer
+            and answer.answered == len(self.calls)
+        )
+
+    def deliver(self, targets: Peers, types: TypeRegistry, session: Session) -> bool:
+        """Set the outcomes of the calls if the answers agree and the values can be decoded."""
+        first = self.answers[targets[0]]
+        if any(answer.digest != first.digest for answer in self.answers.values()):
+            return False
+        try:
+            values = types.decode_array(first.values)
+        except DStashError:  # the general way names the key in its error
+            return False
+        places = range(len(values))
+        if len(values) != len(self.calls) or not all(map(places.__contains__, first.missing)):
+            return False
+        missing = frozenset(first.missing)
+        session.learn_size(len(first.values) / len(values))
+        for place, (call, value) in enumerate(zip(self.calls, values, strict=True)):
+            call.outcome = _MISSING if place in missing else value
+        return True
+
+
 class QuickLookups:
     """The quick look-ups of a client in one process. Safe for any number of threads.
 
@@ -101,6 +147,7 @@ class QuickLookups:
         self._process = session.process()
         #: Whether an index has registers, for those that were used before.
         self._known: dict[str, bool] = {}
+        self._combiner = Combiner(self._look_up_all)
 
     def lookup(self, index: str, key: Key, default: Any, read: str | Level | None) -> Any:
         """Return the value of a key, ``default`` if there is none, or ``ASK``.
@@ -129,8 +176,7 @@ class QuickLookups:
         if not targets:
             return ASK
         wanted = _Wanted(now + self._timeout_ms, index, key, encoded, level, targets, table.epoch)
-        with self._lend() as channel:
-            found = self._look_up(channel, wanted, now)
+        found = self._combiner.call(wanted, self._look_up)
         return default if found is _MISSING else found
 
     # -- inside
@@ -146,13 +192,17 @@ class QuickLookups:
         self._known[index] = has_registers
         return has_registers
 
-    def _look_up(self, channel: Channel, wanted: _Wanted, now: int) -> Any:
+    def _look_up(self, wanted: _Wanted) -> Any:
         """Return the value of a key, or ``_MISSING``."""
+        with self._lend() as channel:
+            return self._look_up_on(channel, wanted, self._session.wall())
+
+    def _look_up_on(self, channel: Channel, wanted: _Wanted, now: int) -> Any:
         session, targets = self._session, wanted.targets
         links = channel.quick_links(targets, now)
         asked: dict[int, str] = {}
         received: list[tuple[str, list[bytes]]] = []
-        if links is not None and self._sent(links, wanted, asked):
+        if links is not None and self._sent(links, wanted, (wanted.encoded,), asked):
             frame = self._answer(links, targets, asked, now, received)
             if frame is None:
                 return _MISSING
@@ -176,10 +226,12 @@ class QuickLookups:
             call.resume(targets, wanted.epoch, asked, now)
         return channel.run(call, self._find, received).get(wanted.key, _MISSING)
 
-    def _sent(self, links: list[Link], wanted: _Wanted, asked: dict[int, str]) -> bool:
+    def _sent(
+        self, links: list[Link], wanted: _Wanted, keys: Sequence[bytes], asked: dict[int, str]
+    ) -> bool:
         """Send the requests, and note them; if one cannot be sent, none is noted."""
         session, targets = self._session, wanted.targets
-        body = (pack_blobs((wanted.encoded,)),)
+        body = (pack_blobs(keys),)
         for peer, link, want in zip(targets, links, wants(session, targets), strict=True):
             number = session.next_correlation()
             fields = (wanted.name, want)
@@ -221,7 +273,7 @@ class QuickLookups:
                 return b""
             received.append((peer, parts))
             answer = plain_answer(parts)
-            if answer is None or asked.get(answer.correlation) != peer:
+            if answer is None or asked.get(answer.correlation) != peer or answer.answered != 1:
                 return b""
             session.learn_clock(peer, answer.moment, sent_at, session.wall())
             if first is None:
@@ -231,3 +283,66 @@ class QuickLookups:
         if first is None or first.missing not in ([], [0]):
             return b""
         return None if first.missing else first.values
+
+    # -- look-ups of several threads
+
+    def _look_up_all(self, calls: list[WaitingCall]) -> None:
+        """Set the outcomes of look-ups: values, or ``_MISSING``; the others keep ``ASK``."""
+        if len(calls) == 1:
+            [call] = calls
+            call.outcome = self._look_up(call.wanted)
+            return
+        groups: dict[tuple[str, Peers, int], list[WaitingCall]] = {}
+        for call in calls:
+            wanted = call.wanted
+            groups.setdefault((wanted.name, wanted.targets, wanted.epoch), []).append(call)
+        with self._lend() as channel:
+            now = self._session.wall()
+            requests = [self._ask_for(channel, group, now) for group in groups.values()]
+            for request in requests:
+                if request is None or not self._take_answers(request, requests, now):
+                    return  # the other answers are late ones for the next call on the channel
+
+    def _ask_for(self, channel: Channel, calls: list[WaitingCall], now: int) -> _Request | None:
+        """Send the request for the keys of some calls to their targets; None if it is not sent."""
+        first: _Wanted = calls[0].wanted
+        links = channel.quick_links(first.targets, now)
+        asked: dict[int, str] = {}
+        keys = [call.wanted.encoded for call in calls]
+        if links is None or not self._sent(links, first, keys, asked):
+            return None
+        return _Request(calls, links, asked, {})
+
+    def _take_answers(
+        self, request: _Request, requests: Sequence[_Request | None], sent_at: int
+    ) -> bool:
+        """Wait for the answers to a request, and set the outcomes of its calls.
+
+        Returns:
+            False if an answer is late or not plain: the outcomes remain ``ASK``.
+        """
+        session, targets = self._session, request.calls[0].wanted.targets
+        for peer, link in zip(targets, request.links, strict=True):
+            while peer not in request.answers:
+                parts = self._await(link)
+                if parts is None:
+                    return False
+                if take_late_ack(session, peer, parts):
+                    continue
+                answer = plain_answer(parts)
+                owner = next(
+                    (one for one in requests if one and one.is_answered(peer, answer)), None
+                )
+                if answer is None or owner is None:
+                    link.put_back(parts)
+                    return False
+                session.learn_clock(peer, answer.moment, sent_at, session.wall())
+                owner.answers[peer] = answer
+        return request.deliver(targets, self._types, session)
+
+    def _await(self, link: Link) -> list[bytes] | None:
+        for _ in range(_MAX_AWAITS):
+            parts = link.await_message()
+            if parts is not None:
+                return parts
+        return None

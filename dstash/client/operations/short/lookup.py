@@ -36,29 +36,35 @@ _ALONE: Final = [_VALUES]
 _HEADER_FIELDS: Final = 9
 
 
-class _Answer(NamedTuple):
-    """The fields of a ``Values`` that counts one key and no corrupt record."""
+class PlainAnswer(NamedTuple):
+    """The fields of a ``Values`` without corrupt records."""
 
     correlation: int
     moment: int
     digest: bytes
     missing: list[int]
     values: bytes
+    #: How many keys were looked up.
+    answered: int = 1
 
 
-def plain_answer(parts: list[bytes]) -> _Answer | None:
-    """Return the fields of a message if it is a plain answer to a look-up of one key, else None."""
+def plain_answer(parts: list[bytes]) -> PlainAnswer | None:
+    """Return the fields of a message if it is an answer to a look-up and plain, else None."""
     header = plain_header(parts, 2, Values.KIND, _HEADER_FIELDS)
     if header is None:
         return None
     protocol, _, correlation, _, moment, answered, digest, missing, corrupt = header
     is_plain = (
         (type(correlation), type(moment), type(digest)) == (int, int, bytes)
-        and (answered, corrupt) == (1, [])
+        and type(answered) is int
+        and type(missing) is list
+        and corrupt == []
         and is_spoken(protocol)
         and moment >= 0
     )
-    return _Answer(correlation, moment, digest, missing, parts[1]) if is_plain else None
+    if not is_plain:
+        return None
+    return PlainAnswer(correlation, moment, digest, missing, parts[1], answered)
 
 
 def wants(session: Session, targets: Peers) -> list[int]:
@@ -101,7 +107,7 @@ class ShortLookup(ShortCall):
         self._encoded = encoded
         self._targets: Peers = ()
         self._epoch = 0
-        self._answers: dict[str, _Answer] = {}
+        self._answers: dict[str, PlainAnswer] = {}
         self._found: dict[Key, Any] = {}
 
     # -- for transports
@@ -131,7 +137,7 @@ class ShortLookup(ShortCall):
             and message.answered == 1
             and not message.corrupt
         ):
-            answer = _Answer(
+            answer = PlainAnswer(
                 envelope.correlation,
                 envelope.moment,
                 message.digest,
@@ -144,7 +150,7 @@ class ShortLookup(ShortCall):
     def receive_frames(self, peer: str, parts: list[bytes], now: int) -> list[Send] | None:
         """Process the frames of a message if they are an answer to this call; else return None."""
         answer = plain_answer(parts) if self._general is None else None
-        if answer is None or answer.correlation not in self._asked:
+        if answer is None or answer.correlation not in self._asked or answer.answered != 1:
             return None
         return self._take(peer, answer, now)
 
@@ -183,7 +189,7 @@ class ShortLookup(ShortCall):
             )
         return sends
 
-    def _take(self, peer: str, answer: _Answer, now: int) -> list[Send]:
+    def _take(self, peer: str, answer: PlainAnswer, now: int) -> list[Send]:
         self._hear(peer, now)
         self.session.learn_clock(peer, answer.moment, self._sent_at, now)
         self._answers[peer] = answer
@@ -240,5 +246,5 @@ class ShortLookup(ShortCall):
         return general
 
 
-def _values(answer: _Answer) -> Values:
+def _values(answer: PlainAnswer) -> Values:
     return Values(1, answer.digest, answer.missing, [], Frame(answer.values))
