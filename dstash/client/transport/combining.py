@@ -15,8 +15,9 @@ from typing import Any, Final
 
 from dstash.client.local.batches import ASK
 
-#: How many threads work at the same time. With two, a call of a second thread does not wait.
+#: Two threads work at the same time, so that few calls wait; only one while that many others wait.
 _MOST_LEADERS: Final = 2
+_CROWD: Final = 4
 #: The most calls that are combined.
 _MOST_CALLS: Final = 64
 #: A call that nobody has taken after this time (seconds) is left to its own thread.
@@ -68,6 +69,8 @@ class Combiner:
         self._waiting: deque[WaitingCall] = deque()
         #: When each thread that works has begun, by its id.
         self._leaders: dict[int, float] = {}
+        #: How many threads may work now.
+        self._most = _MOST_LEADERS
 
     def call(self, wanted: Any, alone: Callable[[Any], Any]) -> Any:
         """Make a call: at once by ``alone`` if few threads work, else together with other calls.
@@ -78,7 +81,7 @@ class Combiner:
         thread, leaders = threading.get_ident(), self._leaders
         if thread in leaders:  # a signal handler interrupts a call of this thread
             return alone(wanted)
-        if len(leaders) < _MOST_LEADERS:
+        if len(leaders) < self._most:
             leaders[thread] = time.monotonic()
             try:
                 return alone(wanted)
@@ -92,7 +95,7 @@ class Combiner:
         call.woken.acquire()
         self._waiting.append(call)
         # A thread that stops leading looks for waiting calls after that.
-        if len(self._leaders) < _MOST_LEADERS and call.claim():
+        if len(self._leaders) < self._most and call.claim():
             return self._lead(call)
         try:
             if not call.woken.acquire(timeout=_PATIENCE_S):
@@ -123,7 +126,8 @@ class Combiner:
     def _end(self, thread: int) -> None:
         """Stop leading; wake the thread of a waiting call to lead."""
         self._leaders.pop(thread, None)
-        if self._waiting and len(self._leaders) < _MOST_LEADERS:
+        self._most = 1 if len(self._waiting) >= _CROWD else _MOST_LEADERS
+        if self._waiting and len(self._leaders) < self._most:
             heir = self._next()
             if heir is not None:
                 heir.leads = True
