@@ -166,7 +166,16 @@ class Handlers:
             backlog=state.backlog,
             meters=state.meters,
         )
-        self.short_writes = ShortWrites(self.short_checks, state.floor, state.backlog, state.meters)
+        self.short_writes = ShortWrites(
+            state.local_partitions,
+            self.short_checks,
+            floor=state.floor,
+            clock=state.clock,
+            backlog=state.backlog,
+            meters=state.meters,
+            max_clock_skew_ms=settings.max_clock_skew_ms,
+            disk_reserve=settings.disk_reserve,
+        )
         self.questions = PeerQuestions(state.local_partitions, background.scheduler, state.backlog)
         self.deferred = DeferredRequests(
             state.local_partitions,

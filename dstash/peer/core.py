@@ -20,6 +20,7 @@ from dstash.peer.assembly import Handlers, Services, Settings, SharedState
 from dstash.peer.commits.commit import Commit
 from dstash.peer.dispatch.deferred import DEFERRED
 from dstash.peer.maintenance import Proposal
+from dstash.peer.short.writes import ShortPut
 from dstash.peer.telemetry.tracing import Tracer
 from dstash.store.interface import Store
 from dstash.wire.envelope import decode
@@ -36,6 +37,9 @@ from dstash.wire.messages import (
     Want,
 )
 from dstash.wire.shapes import Message, weight_of
+
+#: A commit of one put, or of any writes.
+AnyCommit = ShortPut | Commit
 
 
 class PeerCore:
@@ -151,6 +155,10 @@ class PeerCore:
         """Whether ``tick`` has nothing to do, because nothing has happened since the last one."""
         return self._ticked_at <= now < self._idle_until
 
+    def be_busy(self, is_busy: bool) -> None:
+        """Take note whether other messages wait, so that their writes share a commit."""
+        self._short_writes.is_busy = is_busy
+
     def disturb(self) -> None:
         """Take note that something has happened, so that ``tick`` may have something to do."""
         self._idle_until = 0
@@ -202,16 +210,26 @@ class PeerCore:
         self.disturb()
         return [reply for request in waited for reply in self._handle(request, now)]
 
-    def next_commit(self, now: int) -> Commit | None:
+    def next_commit(self, now: int) -> AnyCommit | None:
         """Return the waiting writes as one commit; None if no write waits."""
+        short = self._short_writes.take()
+        if short is not None:
+            return short
         if not self._backlog.has_waiting:
             return None
         self._background.set_time(now)
         return self.group_commit.begin(now)
 
-    def committed(self, commit: Commit, now: int) -> list[Reply]:
+    def committed(self, commit: AnyCommit, now: int) -> list[Reply]:
         """Take back a commit that has run; returns its replies."""
         self.failure = self.failure or commit.fatal
+        if isinstance(commit, ShortPut):
+            if self._short_writes.ended(commit, now) or self.failure:
+                self.disturb()
+            if not commit.is_stored:
+                return []
+            self.health.counts["commits"] += 1
+            return [self.replies.stored(commit.write.ticket, now)]
         self.health.counts["commits"] += 1
         if self.group_commit.end(commit, now) or self.failure:
             self.disturb()

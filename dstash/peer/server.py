@@ -27,9 +27,7 @@ from dstash.peer.admission.admin_requests import OperatorRequest, PendingAdminRe
 from dstash.peer.admission.authority import Authority
 from dstash.peer.admission.inbox import Inbox
 from dstash.peer.admission.requests import Reply
-from dstash.peer.admission.writes import Internal
-from dstash.peer.commits.commit import Commit
-from dstash.peer.core import PeerCore
+from dstash.peer.core import AnyCommit, PeerCore
 from dstash.peer.maintenance import Proposal
 from dstash.peer.supervision.slow_disk import SlowDisk
 from dstash.waker import Waker
@@ -132,7 +130,7 @@ class PeerServer:
         self._links = Links(context, self._poller, self._greeting)
         self._inbox: Inbox[Received] = Inbox(core.settings.max_waiting_bytes // 2)
         self._posts: deque[Callable[[], list[Reply]]] = deque()
-        self._commits: queue.SimpleQueue[Commit | None] = queue.SimpleQueue()
+        self._commits: queue.SimpleQueue[AnyCommit | None] = queue.SimpleQueue()
         self._committing = False
         self._has_answered = False
         #: Whether messages wait, so that those of all senders are read before the next is handled.
@@ -396,6 +394,7 @@ class PeerServer:
             self._send(self._posts.popleft()())
 
     def _receive_burst(self) -> None:
+        self._core.be_busy(self._is_busy)
         for number in range(_MAX_BURST):
             began = time.perf_counter()
             received = self._next_message(began)
@@ -487,21 +486,19 @@ class PeerServer:
             self._send(self._conclude(commit, took, sync))
         return has_committed
 
-    def _is_quick(self, commit: Commit) -> bool:
+    def _is_quick(self, commit: AnyCommit) -> bool:
         """Whether a commit delays other messages less than a change of threads would.
 
         While messages wait, their writes are grouped, which takes a commit that runs meanwhile.
-        The weight of a write of a task does not show how long it takes.
         """
         return (
             not self._is_busy
             and self._core.store.commits_at_once
-            and sum(write.weight for write in commit.waiting) <= _QUICK_COMMIT_BYTES
-            and not any(isinstance(write.message, Internal) for write in commit.waiting)
+            and commit.is_light(_QUICK_COMMIT_BYTES)
             and time.monotonic() >= self._quick_from
         )
 
-    def _run(self, commit: Commit) -> tuple[float, float]:
+    def _run(self, commit: AnyCommit) -> tuple[float, float]:
         """Make a commit; return how long (seconds) it took, and its sync of that."""
         began = self._commit_began = time.perf_counter()
         try:
@@ -517,7 +514,7 @@ class PeerServer:
             commit.note(took, sync)
         return took, sync
 
-    def _conclude(self, commit: Commit, took: float, sync: float) -> list[Reply]:
+    def _conclude(self, commit: AnyCommit, took: float, sync: float) -> list[Reply]:
         self._committing = False
         self._slow_disk.committed(took, sync)
         return self._core.committed(commit, wall())
@@ -530,7 +527,7 @@ class PeerServer:
             took, sync = self._run(commit)
             self._post(partial(self._committed, commit, took, sync))
 
-    def _committed(self, commit: Commit, took: float, sync: float) -> list[Reply]:
+    def _committed(self, commit: AnyCommit, took: float, sync: float) -> list[Reply]:
         replies = self._conclude(commit, took, sync)
         self._hand_over()
         return replies

@@ -234,6 +234,23 @@ class Store(Protocol):
         """
         ...
 
+    def put_newest(self, storage_key: bytes, record: bytes, version: Version) -> bool:
+        """Store one record of a client in fewer steps than ``commit``.
+
+        Args:
+            storage_key: of the record.
+            record: sealed.
+            version: of the record; it is stamped after every stored record.
+
+        Returns:
+            False if it may not be, and nothing was stored.
+
+        Raises:
+            DiskFull: nothing was stored; ``commit`` may spend the reserve on it.
+            StoreFailed: the disk failed; the store accepts no more writes.
+        """
+        ...
+
     def has_room(self, reserve: int) -> bool:
         """Whether more than ``reserve`` bytes are free, on the disk or in the store's own file."""
         ...

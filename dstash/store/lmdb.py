@@ -54,7 +54,7 @@ from dstash.store.sharing.heartbeat import silence
 from dstash.store.sharing.lock_file import drop_unfit_lock_file
 from dstash.store.space import Space
 from dstash.types import Durability
-from dstash.version import Stamp, Version, highest_version
+from dstash.version import Stamp, Version, highest_version, newest_stamp
 
 _log = structlog.get_logger("dstash.store")
 
@@ -314,6 +314,24 @@ class LmdbStore(LiveEnvironment):
         if any(item.registers for item in merged):
             self._format = REGISTER_FORMAT
         return merged
+
+    def put_newest(self, storage_key: bytes, record: bytes, version: Version) -> bool:
+        """Store one record that is stamped after all others."""
+        if version <= self._ceiling:
+            return False
+        high_water = max(self._high_water, newest_stamp(version))
+
+        def work(transaction: Any) -> None:
+            if self._journal is not None:
+                self._noted[0].append(storage_key)
+            transaction.put(storage_key, record)
+            transaction.put(_KEY_HIGH_WATER, high_water.to_bytes(8, "big"), db=self._meta)
+            self._merged_at = time.perf_counter()
+
+        self._write(work, lambda: len(record) + _BYTES_PER_RECORD, may_spend=False)
+        self._ceiling, self._high_water = version, high_water
+        self.synced_in = time.perf_counter() - self._merged_at
+        return True
 
     def _mergeable(self, transaction: Any, cursor: Any) -> Mergeable:
         if self._journal is None:

@@ -15,7 +15,7 @@ from dstash.errors import ForeignStore
 from dstash.store.interface import DiskState, Identity, Merged, Snapshot, StoreStats, Write
 from dstash.store.merge import merge
 from dstash.store.register.votes import raised
-from dstash.version import ZERO, Stamp, Version
+from dstash.version import ZERO, Stamp, Version, newest_stamp
 
 
 class TwinStore:
@@ -70,6 +70,13 @@ class TwinStore:
         high_water = max([self.high_water, *(write.newest for write in writes)])
         self.high_water = raised(high_water, chain.from_iterable(item.votes for item in merged))
         return merged
+
+    def put_newest(self, storage_key: bytes, record: bytes, version: Version) -> bool:
+        """Store one record that is stamped after all others."""
+        if version <= self._ceiling:
+            return False
+        self.commit([Write([(storage_key, record)], 0, newest_stamp(version), version=version)])
+        return True
 
     @property
     def commits_at_once(self) -> bool:

@@ -25,7 +25,7 @@ from dstash.store.register.voter import Bounds
 from dstash.store.register.votes import Accepts, Prepares
 from dstash.store.sealing import seal
 from dstash.types import Durability, RecordFlag
-from dstash.version import ZERO, pack, stamp_at, stamp_range_of
+from dstash.version import MAX_STAMP, ZERO, pack, stamp_at, stamp_range_of
 from tests.store.register.parts import STORAGE_KEY, register
 
 SPACES = [keyspace(name, frozenset(range(PARTITIONS))) for name in (b"i", b"index")]
@@ -104,12 +104,23 @@ class StoreAgainstTwin(RuleBasedStateMachine):
     def commit_group(self, group: list[Write]) -> None:
         assert self.store.commit(group) == self.twin.commit(group)
 
+    @rule(key=st.sampled_from(KEYS), ahead=st.integers(-1, 2), payload=payloads)
+    def put_newest(self, key: bytes, ahead: int, payload: bytes) -> None:
+        stamp = max(0, min(MAX_STAMP, self.twin.high_water + ahead))
+        version = pack(stamp, b"cccc")
+        [(storage_key, record)] = seal(SPACES[0], [key], head(version), [payload])
+        if self.store.put_newest(storage_key, record, version):
+            assert self.twin.put_newest(storage_key, record, version)
+        else:
+            assert stamp <= self.twin.high_water
+
     @rule(groups=st.lists(st.lists(writes() | votes(), min_size=1, max_size=2), max_size=8))
     def compact(self, groups: list[list[Write]]) -> None:
-        """Compact the store, with a commit at each step that does not hold commits back."""
+        """Compact the store, with commits at each step that does not hold commits back."""
 
         def commit(step: Step) -> None:
             if step in (Step.BEGUN, Step.COPYING, Step.CATCHING_UP) and groups:
+                self.put_newest(KEYS[len(groups)], 1, b"\x01")
                 self.commit_group(groups.pop())
 
         done = self.store.compact(on_step=commit)
@@ -133,6 +144,7 @@ class StoreAgainstTwin(RuleBasedStateMachine):
 
     @invariant()
     def holds_the_same(self) -> None:
+        assert self.store.high_water == self.twin.high_water
         with self.store.snapshot() as snapshot:
             assert dict(snapshot.walk(b"", b"\xff" * 9)) == self.twin.records
         everything = (b"", b"\xff" * 9, 1000)

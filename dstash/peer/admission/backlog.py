@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 from dstash.errors import Busy
 from dstash.peer.admission.inbox import RetryDelay
@@ -18,6 +18,13 @@ from dstash.peer.admission.writes import COMMIT_BYTES, WaitingWrite
 #: A write that would wait longer than this is rejected as busy, unless only a few wait.
 _MAX_WAIT_MS: Final = 300
 _FEW_REQUESTS: Final = 64
+
+
+class Weighed(Protocol):
+    """A write with its size in bytes."""
+
+    @property
+    def weight(self) -> int: ...
 
 
 class Backlog:
@@ -109,7 +116,7 @@ class Backlog:
         self._commit_began = now
         return group
 
-    def committed(self, group: Sequence[WaitingWrite], now: int) -> bool:
+    def committed(self, group: Sequence[Weighed], now: int) -> bool:
         """Take note that a commit has ended, and call the functions that waited for it.
 
         Returns:
@@ -125,6 +132,18 @@ class Backlog:
         while self._settling and self._settling[0][0] <= self._settled:
             self._settling.popleft()[1]()
         return waited
+
+    def begin(self, weight: int, now: int) -> None:
+        """Accept a write of that many bytes whose commit begins now."""
+        self.waiting_bytes += weight
+        self._accepted += 1
+        self._in_commit += weight
+        self._commit_began = now
+
+    def put_back(self, write: WaitingWrite) -> None:
+        """Let a write wait first of all whose commit has begun, and has stored nothing."""
+        self._in_commit -= write.weight
+        self._waiting.appendleft(write)
 
     def settle(self, done: Callable[[], None]) -> None:
         """Call ``done`` once every write accepted so far is on disk."""

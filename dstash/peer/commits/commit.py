@@ -155,6 +155,15 @@ class Commit:
                 kept.append((write, rest))
         return kept
 
+    def is_light(self, most: int) -> bool:
+        """Whether it has at most that many bytes of clients and peers, and nothing of a task.
+
+        The weight of a write of a task does not show how long it takes.
+        """
+        return sum(write.weight for write in self.waiting) <= most and not any(
+            isinstance(write.message, Internal) for write in self.waiting
+        )
+
     @property
     def is_plain(self) -> bool:
         """Whether it stored nothing but puts of one key, each as it came."""

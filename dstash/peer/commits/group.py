@@ -16,14 +16,8 @@ from dstash.peer.commits.commit import Commit
 from dstash.peer.commits.recent_deletes import RecentDeletes
 from dstash.peer.commits.rules import Rules
 from dstash.peer.keyspaces import Keyspaces
-from dstash.store.record import version_of
 from dstash.store.register.voter import Bounds, no_drops
-from dstash.version import Stamp, latest_stamp, write_stamp
-
-
-def _replaces_all(write: WaitingWrite, high_water: Stamp) -> bool:
-    """Whether a write is a put of one key that is stamped after all stored records."""
-    return write.entry is not None and write_stamp(version_of(write.entry[1])) > high_water
+from dstash.version import Stamp, latest_stamp
 
 
 class GroupCommit:
@@ -78,14 +72,17 @@ class GroupCommit:
         has_room = store.has_room(reserve)
         present = clock.present_ms()
         floors = local_partitions.drops.floors
-        if len(group) == 1 and _replaces_all(group[0], store.high_water):
-            # The most frequent commit: what it is not checked against is left out.
+        if all(write.entry is not None for write in group):
+            # What puts are not checked against is left out.
             rules = Rules(
                 now,
                 present,
                 self._max_clock_skew_ms,
                 local_partitions.newest_horizon,
                 has_room=has_room,
+                upper_bound=store.high_water,
+                latest=clock.highest_acked(),
+                acked=clock.newest_acked(),
                 floors=floors,
             )
             return Commit(group, rules, recent=self.recent_deletes)

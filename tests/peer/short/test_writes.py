@@ -11,8 +11,11 @@ from dstash.cluster.topology.drops import Drop
 from dstash.cluster.topology.indexes.settings import IndexSettings
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.view import View
+from dstash.errors import DiskFull, DStashError, StoreFailed
 from dstash.limits import MAX_TTL_SECONDS
 from dstash.peer.admission.authority import Authority
+from dstash.peer.commits.commit import Commit
+from dstash.peer.short.writes import ShortPut
 from dstash.store.record import Keyspace
 from dstash.store.sealing import locate
 from dstash.version import pack, stamp_at
@@ -23,7 +26,11 @@ from dstash.wire.shapes import Frame
 from tests.peer.test_core import EPOCH, START, Peer, keys, put, topology
 
 TRACE = f"00-{'1' * 32}-{'2' * 16}-01"
-OLD, NOW, LATER = START + 900, START + 1000, START + 1100
+OLD, NOW, LATER = (
+    START + 900,
+    START + 1010,
+    START + 1100,
+)  # the index was made between the first two
 
 
 def make_peer(view: Topology | None = None) -> Peer:
@@ -160,6 +167,7 @@ def test_full_disk_refuses_puts_at_the_commit(
 def test_horizon_that_was_set_after_the_arrival_refuses_the_put(peer: Peer, twin: Peer) -> None:
     answered = []
     for each in (peer, twin):
+        each.core.be_busy(True)  # so that the put waits
         each.core.receive(b"client", frames(), each.now)
         each.core.local_partitions.newest_horizon = stamp_at(LATER)
         commit = each.core.next_commit(each.now)
@@ -203,6 +211,61 @@ def test_put_that_nothing_waits_for_leaves_the_background_idle(peer: Peer) -> No
     assert answers(peer)
     assert waited == ["task"]
     assert not peer.core.is_idle_at(peer.now), "the task goes on"
+
+
+def test_put_that_is_stamped_last_is_a_commit_of_its_own(peer: Peer) -> None:
+    peer.core.receive(b"client", frames(b"a", correlation=1), peer.now)
+    peer.core.receive(b"client", frames(b"b", at=LATER, correlation=2), peer.now)
+    first = peer.core.next_commit(peer.now)
+    assert isinstance(first, ShortPut)
+    assert peer.core.has_work
+    first.run(peer.store)
+    [reply] = peer.core.committed(first, peer.now)
+    assert decode(reply.frames).correlation == 1
+    second = peer.core.next_commit(peer.now)
+    assert isinstance(second, Commit), "it waited for the first"
+    second.run(peer.store)
+    [reply] = peer.core.committed(second, peer.now)
+    assert decode(reply.frames).correlation == 2
+    assert not peer.core.has_work
+    assert len(peer.store.records) == 3
+
+
+def test_puts_of_a_busy_peer_share_a_commit(peer: Peer) -> None:
+    peer.core.be_busy(True)
+    for number in range(5):
+        assert is_accepted(peer, frames(b"%d" % number, correlation=number))
+    commit = peer.core.next_commit(peer.now)
+    assert isinstance(commit, Commit)
+    assert len(commit.waiting) == 5
+
+
+@pytest.mark.parametrize("error", [DiskFull("no room"), StoreFailed("the disk failed"), None])
+def test_put_that_cannot_be_stored_alone_is_left_to_a_general_commit(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch, error: DStashError | None
+) -> None:
+    def put_newest(*given: object) -> bool:
+        if error is not None:
+            raise error
+        return False
+
+    monkeypatch.setattr(peer.store, "put_newest", put_newest)
+    answered = answers(peer, frames())
+    assert decode(answered[0]).message == Stored([])
+    assert len(peer.store.records) == 2
+    assert not peer.core.has_work
+    assert peer.core._backlog.waiting_bytes == 0
+    assert peer.core.failure is None
+
+
+def test_put_is_not_stored_twice_when_its_commit_met_a_defect(peer: Peer) -> None:
+    peer.core.receive(b"client", frames(), peer.now)
+    commit = peer.core.next_commit(peer.now)
+    assert commit is not None
+    commit.fatal = DStashError("commit failed")  # as the server notes it
+    assert peer.core.committed(commit, peer.now) == []
+    assert peer.core.failure is commit.fatal
+    assert peer.core.next_commit(peer.now) is None
 
 
 TWO_VALUES = Frame(codec.pack_blobs([b"\x01", b"\x02"]))
