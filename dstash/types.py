@@ -27,6 +27,8 @@ class Word(StrEnum):
     @classmethod
     def parse(cls, text: str | Self) -> Self:
         """Return the member with that value; ``UsageError`` lists the allowed values."""
+        if type(text) is cls:
+            return text
         try:
             return cls(text)
         except ValueError:

@@ -12,7 +12,7 @@ import os
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
 from enum import Enum
 from typing import Any, Final
@@ -246,7 +246,7 @@ class Link:
         self.unsent: list[list[bytes]] = []
         self.monitor: zmq.Socket[bytes]  # set once the socket is set up
         self.socket = context.socket(zmq.DEALER)
-        self._waiting_for = [(self.socket, zmq.POLLIN)]
+        self._waiting_for = [(self.socket, _INPUT)]
         try:
             self._connect(context.keys, key)
         except BaseException as error:
@@ -381,6 +381,17 @@ class Link:
         if monitor is not None:
             monitor.close(linger=0)
         self.socket.close(linger=0)
+
+
+def links_with_messages(links: Sequence[Link]) -> list[Link]:
+    """Return those of some links whose next message has arrived; none if none does within 20 ms."""
+    wait = 0 if any(link.has_put_back for link in links) else _AWAIT_MS
+    try:
+        ready = zmq.zmq_poll([(link.socket, _INPUT) for link in links], wait)
+    except zmq.ZMQError:
+        return []
+    arrived = {socket for socket, _ in ready}
+    return [link for link in links if link.socket in arrived or link.has_put_back]
 
 
 class Poller:

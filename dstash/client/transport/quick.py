@@ -271,8 +271,11 @@ class QuickLookups:
                 parts = link.await_message()
             if parts is None:
                 return b""
-            received.append((peer, parts))
             answer = plain_answer(parts)
+            if answer is None and link.has_changed:
+                link.put_back(parts)  # the change precedes it
+                return b""
+            received.append((peer, parts))
             if answer is None or asked.get(answer.correlation) != peer or answer.answered != 1:
                 return b""
             session.learn_clock(peer, answer.moment, sent_at, session.wall())
