@@ -255,7 +255,7 @@ class PeerCore:
 
     def _handle(self, request: Request, now: int) -> list[Reply]:
         deadline, message = request.envelope.moment, request.envelope.message
-        if deadline and deadline < now:
+        if deadline and (deadline < now or self.clock.is_from_before_step(deadline)):
             return self.rejections.late(request, now)
         level = ""
         if type(message) is Lookup:

@@ -579,6 +579,17 @@ class TestDrops:
         assert peer.store.records == {}
         assert peer.ask(put(b"k"), deadline=peer.now) == Stored([])
 
+    def test_request_from_before_a_step_of_the_clock_is_dropped(self, peer: Peer) -> None:
+        assert peer.ask(put(b"k"), deadline=peer.now + 700) == Stored([])
+        sent_at = peer.now
+        peer.now -= 3_600_000
+        answer = peer.ask(put(b"k"), deadline=sent_at + 700)
+        assert isinstance(answer, Error)
+        assert answer.error().args == (
+            "the request was sent before the clock of this peer was set back",
+        )
+        assert isinstance(answer.error(), DeadlinePassed)
+
     @pytest.mark.parametrize("parts", [[], [b""], [b"\x00"], [b"\x91\x01"], [b"garbage"] * 20])
     def test_message_without_header_is_dropped(self, peer: Peer, parts: list[bytes]) -> None:
         assert peer.core.receive(b"client", parts, peer.now) == []

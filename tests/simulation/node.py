@@ -14,10 +14,11 @@ from dstash.cluster.topology.view import View
 from dstash.errors import ChangeConflict, DStashError, MembershipUnreachable, PeerIdInUse
 from dstash.peer.admission.requests import Reply
 from dstash.peer.assembly import Settings
-from dstash.peer.commits.commit import Commit
-from dstash.peer.core import PeerCore
+from dstash.peer.core import AnyCommit, PeerCore
 from dstash.peer.membership_agent import MembershipAgent
-from dstash.version import MAX_STAMP, Stamp
+from dstash.peer.short.writes import ShortPut
+from dstash.store.interface import Write
+from dstash.version import MAX_STAMP, Stamp, newest_stamp
 from dstash.wire.envelope import Envelope, encode
 from dstash.wire.messages import Hello
 from tests.simulation.clock import WallClock
@@ -74,7 +75,7 @@ class Node:
         self._next_iteration = 0
         self._looking = False
         self._look_again = False
-        self._committing: Commit | None = None
+        self._committing: AnyCommit | None = None
         self._connections: dict[bytes, Connection] = {}
         self._deferred: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
 
@@ -209,9 +210,12 @@ class Node:
             self.world.network.listen(self.address, self)  # to refuse connections
 
     def _committing_writes(self) -> list[Any]:
-        if self._committing is None:
+        commit = self._committing
+        if commit is None:
             return []
-        prepared = [self._committing._prepare(write) for write in self._committing.waiting]
+        if isinstance(commit, ShortPut):
+            return [Write([commit.entry], 0, newest_stamp(commit.version), version=commit.version)]
+        prepared = [commit._prepare(write) for write in commit.waiting]
         return [item.write for item in prepared if not isinstance(item, DStashError)]
 
     def stop(self) -> None:
@@ -377,7 +381,7 @@ class Node:
             pace = self.sync_time + int(self.rng.expovariate(1 / 400))
             self._later(pace, self._commit, commit)
 
-    def _commit(self, commit: Commit) -> None:
+    def _commit(self, commit: AnyCommit) -> None:
         core = self.core
         if core is None:
             return

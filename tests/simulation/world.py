@@ -21,8 +21,7 @@ from dstash.cluster.topology.joining import found
 from dstash.cluster.topology.topology import Topology
 from dstash.limits import MAX_CLOCK_SKEW_MS, PARTITIONS
 from dstash.peer.assembly import Settings
-from dstash.peer.commits.commit import Commit
-from dstash.peer.core import PeerCore
+from dstash.peer.core import AnyCommit, PeerCore
 from dstash.peer.membership_agent import MembershipAgent
 from dstash.store.memory import TwinStore
 from tests.simulation.checks import Run, Terms, Violation, When, judge
@@ -167,7 +166,7 @@ class World:
         """Return the core of a process that starts."""
         return PeerCore(settings, store, now)
 
-    def run_commit(self, node: Node, commit: Commit) -> None:
+    def run_commit(self, node: Node, commit: AnyCommit) -> None:
         """Write a commit to disk."""
         commit.run(node.store)
 

@@ -33,6 +33,12 @@ from dstash.version import MAX_STAMP, Stamp, stamp_at, stamp_milliseconds
 #: was stopped or the clock was set, and the offsets of other clocks are no longer valid.
 _MAX_STEP_MS: Final = 1500
 
+#: After a step back of the clock by this much or more (milliseconds), deadlines do not show that
+#: requests from before it are late. Those that arrive within the second time are recognised: their
+#: deadlines are ahead by more than half of the step.
+_LONG_STEP_MS: Final = 10 * 60_000
+_TRANSIT_MS: Final = 2 * 60_000
+
 #: How far stamps may be ahead of the newest stamp that a majority of members hold.
 _MARGIN_MS: Final = 10
 
@@ -83,6 +89,8 @@ class ClusterClock:
         self._era = 0
         self._unknown_since = now
         self._sent: dict[int, int] = {}
+        #: By how much (milliseconds) the clock was last set back by a long step, and its time then.
+        self._set_back_by = self._set_back_at = 0
         #: Whether the other members should be asked now, before the next interval.
         self.is_due = True
 
@@ -119,6 +127,8 @@ class ClusterClock:
         """Update the time of this peer's clock, which may have been set."""
         step = now - self._now
         self._now = now
+        if step <= -_LONG_STEP_MS:
+            self._set_back_by, self._set_back_at = -step, now
         if step < 0:
             self._offsets = {peer: offset - step for peer, offset in self._offsets.items()}
             self._measure()
@@ -127,6 +137,18 @@ class ClusterClock:
             self._offsets.clear()
             self._measure()
             self._begin_era()
+
+    def is_from_before_step(self, deadline: int) -> bool:
+        """Whether a request was sent before this peer's clock was set back.
+
+        Args:
+            deadline: of the request, in milliseconds since 1970 on this peer's clock.
+        """
+        return (
+            self._set_back_by > 0
+            and deadline - self._now > self._set_back_by // 2
+            and 0 <= self._now - self._set_back_at < _TRANSIT_MS
+        )
 
     @property
     def era(self) -> int:

@@ -71,7 +71,10 @@ class Rejections:
             return []
         # The time in the reply lets a client with a wrong clock correct it and retry.
         late = now - request.envelope.moment
-        error = DeadlinePassed(f"the request came {late} ms after its deadline")
+        text = f"the request came {late} ms after its deadline"
+        if late < 0:
+            text = "the request was sent before the clock of this peer was set back"
+        error = DeadlinePassed(text)
         ticket = request.ticket._replace(notes=None)
         return [self._replies.encode(ticket, Error.of(error), now)]
 

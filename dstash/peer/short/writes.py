@@ -39,12 +39,12 @@ _MAX_TTL_MS: Final = MAX_TTL_SECONDS * 1000
 class ShortPut:
     """A commit of one put whose record is stamped after all others; see ``Commit``."""
 
-    __slots__ = ("_version", "entry", "fatal", "is_stored", "write")
+    __slots__ = ("entry", "fatal", "is_stored", "version", "write")
 
     def __init__(self, write: WaitingWrite, entry: tuple[bytes, bytes], version: Version) -> None:
         self.write = write
         self.entry = entry
-        self._version = version
+        self.version = version
         self.is_stored = False
         #: Set when the disk failed permanently: the peer must stop.
         self.fatal: DStashError | None = None
@@ -53,7 +53,7 @@ class ShortPut:
         """Store the record, unless something is in its way; call it on any thread."""
         storage_key, record = self.entry
         try:
-            self.is_stored = store.put_newest(storage_key, record, self._version)
+            self.is_stored = store.put_newest(storage_key, record, self.version)
         except DStashError:
             self.is_stored = False  # a general commit finds it again, and deals with it
 
@@ -136,7 +136,7 @@ class ShortWrites:
             or len(version) != VERSION_BYTES
             or expiry < 0
             or not checks.passes(protocol, correlation, epoch, moment)
-            or (moment and moment < now)
+            or (moment and (moment < now or self._is_from_before_step(moment, now)))
         ):
             return False
         space = checks.space(index)
@@ -162,6 +162,10 @@ class ShortWrites:
         self._meters.requests[_COUNTED] += 1
         return True
 
+    def _is_from_before_step(self, deadline: int, now: int) -> bool:
+        self._clock.advance(now)
+        return self._clock.is_from_before_step(deadline)
+
     def take(self) -> ShortPut | None:
         """Return the put whose commit has begun, once."""
         begun, self._begun = self._begun, None
@@ -183,7 +187,7 @@ class ShortWrites:
     def _may_begin(self, message: Put, now: int) -> bool:
         """Whether no check of a commit can refuse a put now, and its record may be the newest."""
         local_partitions, version = self._local_partitions, message.version
-        self._clock.advance(now)
+        self._clock.advance(now)  # a request without a deadline has not done so
         newest = newest_stamp(version)
         latest_ms = self._clock.present_ms() + self._max_clock_skew_ms
         return (

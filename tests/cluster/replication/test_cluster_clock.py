@@ -311,3 +311,28 @@ def test_small_moves_of_the_median_begin_no_era() -> None:
     for offset in (200, -200, 200, 0, 250, -250):
         read(clock, b=offset, c=offset)
     assert clock.era == era
+
+
+@pytest.mark.parametrize("step", [600_000, HOUR, 10 * 365 * 24 * HOUR])
+def test_requests_from_before_a_long_step_back_are_recognised(step: int) -> None:
+    clock = clock_of()
+    sent_at = NOW + 5_000
+    clock.advance(sent_at)  # the last time before the step
+    assert not clock.is_from_before_step(sent_at + 20_000)
+    after = sent_at - step
+    clock.advance(after)
+    assert clock.is_from_before_step(sent_at + 1)
+    assert clock.is_from_before_step(sent_at + 20_000)
+    assert not clock.is_from_before_step(after + 20_000), "it was sent after the step"
+    clock.advance(after + 119_999)
+    assert clock.is_from_before_step(sent_at + 1)
+    clock.advance(after + 120_000)
+    assert not clock.is_from_before_step(sent_at + 1), "none is in transit for so long"
+
+
+def test_short_steps_and_steps_forward_change_no_deadline() -> None:
+    clock = clock_of()
+    for step in (-599_999, HOUR, 0, -1):
+        now = clock.time() + clock.offset_ms + step
+        clock.advance(now)
+        assert not clock.is_from_before_step(now + 10 * HOUR)

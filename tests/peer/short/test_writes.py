@@ -213,6 +213,15 @@ def test_put_that_nothing_waits_for_leaves_the_background_idle(peer: Peer) -> No
     assert not peer.core.is_idle_at(peer.now), "the task goes on"
 
 
+def test_put_from_before_a_step_of_the_clock_is_left_to_the_dispatch(peer: Peer) -> None:
+    assert is_accepted(peer, frames(moment=peer.now + 700))
+    answers(peer)
+    sent_at = peer.now
+    peer.now -= 3_600_000
+    assert not is_accepted(peer, frames(at=LATER, moment=sent_at + 700))
+    assert is_accepted(peer, frames(at=LATER, moment=peer.now + 700))
+
+
 def test_put_that_is_stamped_last_is_a_commit_of_its_own(peer: Peer) -> None:
     peer.core.receive(b"client", frames(b"a", correlation=1), peer.now)
     peer.core.receive(b"client", frames(b"b", at=LATER, correlation=2), peer.now)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dstash.peer.commits.commit import Commit
+from dstash.peer.core import AnyCommit
 from tests.simulation.node import Node
 from tests.simulation.planted.registry import plant, planted_conditions
 from tests.simulation.world import World
@@ -16,7 +16,7 @@ class AckBeforeSync(World):
         self._synced: dict[str, dict[bytes, bytes]] = {}
         super().__init__(seed, conditions=planted_conditions(seed, "kill_all", "power", "kill"))
 
-    def run_commit(self, node: Node, commit: Commit) -> None:
+    def run_commit(self, node: Node, commit: AnyCommit) -> None:
         """Write a commit to the page cache, and only sometimes to disk."""
         super().run_commit(node, commit)
         if self.rng.random() < 0.1:

@@ -9,6 +9,7 @@ from unittest import mock
 from dstash.client.operations.writes import WriteOperation
 from dstash.peer.commits.commit import Commit
 from dstash.peer.commits.recent_deletes import RecentDeletes
+from dstash.peer.core import AnyCommit
 from dstash.wire.messages import Delete
 from tests.simulation.events import MS
 from tests.simulation.node import Node
@@ -34,9 +35,10 @@ class DeletesForget(World):
         yield mock.patch.object(RecentDeletes, "answer", _forget)
         yield mock.patch.object(WriteOperation, "keep_existed", _forget)
 
-    def run_commit(self, node: Node, commit: Commit) -> None:
+    def run_commit(self, node: Node, commit: AnyCommit) -> None:
         """Lose the acks of some deletes, with the connections."""
-        is_delete = any(isinstance(write.message, Delete) for write in commit.waiting)
+        waiting = commit.waiting if isinstance(commit, Commit) else []
+        is_delete = any(isinstance(write.message, Delete) for write in waiting)
         if is_delete and not self.is_healing and not self._is_muted and self.rng.random() < 0.3:
             self._is_muted = True
             for source, target in self._answers():
