@@ -313,6 +313,11 @@ class ClusterClock:
         """
         return self._reference_ms(self.confirmed(), self.time())
 
+    @property
+    def is_present_held(self) -> bool:
+        """Whether a majority of members hold stamps ahead of the clock, which are the present."""
+        return self.present_ms() > self.time()
+
     def _reference_ms(self, confirmed: Stamp, time: int) -> int:
         held = stamp_milliseconds(confirmed)
         is_ahead = held > time + self._skew_ms

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import permutations
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from dstash.cluster.repair import future_records
-from dstash.cluster.repair.future_records import restamp_all
+from dstash.cluster.repair.future_records import FutureRecords, restamp_all
 from dstash.cluster.replication.tasks import Merge, Pause
 from dstash.cluster.topology.view import View
 from dstash.peer.maintenance import Pace
@@ -36,6 +37,7 @@ from dstash.wire import codec
 from tests.harness.joined import TYPES, Joined
 
 HOUR = 3_600_000
+START = 1_700_000_000_000
 
 
 def joined_with(names: str = "abc") -> Joined:
@@ -207,6 +209,32 @@ def test_record_that_is_older_than_an_earlier_future_record_is_settled_too() -> 
     pass_time(joined, 20_000)
     assert values(joined) == ["old"] * 3
     assert_equal_and_past(joined)
+
+
+@pytest.mark.parametrize("is_held", [True, False])
+def test_lower_bound_that_follows_stamps_makes_records_future_for_as_long(is_held: bool) -> None:
+    """A bound that follows a clock passes the records soon: its small steps count for nothing."""
+    bound = stamp_at(START + HOUR)
+    clock = Mock(knows_majority=True, is_present_held=is_held)
+    clock.time.return_value = START
+    replica, scheduler = Mock(clock=clock), Mock()
+    replica.local_partitions.store.high_water = stamp_at(START + 2 * HOUR)
+    scheduler.running.return_value = False
+    scheduler.spawn.side_effect = lambda name, task, ended: ended(0, None)
+    future = FutureRecords(replica, scheduler)
+
+    def begun(now: int, at: int) -> int:
+        """Tick for three seconds with a bound; return how many tasks have begun."""
+        clock.latest.return_value = clock.highest_possible.return_value = at
+        scheduler.spawn.reset_mock()
+        for moment in range(now, now + 3000, 100):
+            future.tick(moment)
+        return int(scheduler.spawn.call_count)
+
+    assert begun(START, bound) == 1
+    assert begun(START + 3000, bound) == 0, "all records are resolved"
+    assert begun(START + 6000, bound - stamp_at(1000)) == is_held
+    assert begun(START + 9000, bound - stamp_at(1000)) == 0
 
 
 def test_record_is_left_while_it_is_not_certainly_from_the_future() -> None:
