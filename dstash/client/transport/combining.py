@@ -20,7 +20,7 @@ _MOST_LEADERS: Final = 2
 _CROWD: Final = 4
 #: The most calls that are combined.
 _MOST_CALLS: Final = 64
-#: A call that nobody has taken after this time (seconds) is left to its own thread.
+#: A call that no thread has taken after this time (seconds) is left to its own thread.
 _PATIENCE_S: Final = 0.1
 #: A thread that leads for longer (seconds) was interrupted, or waits for a peer.
 _MAX_LEAD_S: Final = 0.5

@@ -333,14 +333,12 @@ class QuickLookups:
                 if take_late_ack(session, peer, parts):
                     continue
                 answer = plain_answer(parts)
-                owner = next(
-                    (one for one in requests if one and one.is_answered(peer, answer)), None
-                )
-                if answer is None or owner is None:
-                    link.put_back(parts)
+                asked = [other for other in requests if other and other.is_answered(peer, answer)]
+                if answer is None or not asked:
+                    link.put_back(parts)  # for the next call on the channel
                     return False
                 session.learn_clock(peer, answer.moment, sent_at, session.wall())
-                owner.answers[peer] = answer
+                asked[0].answers[peer] = answer
         return request.deliver(targets, self._types, session)
 
     def _await(self, link: Link) -> list[bytes] | None:

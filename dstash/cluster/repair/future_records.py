@@ -120,8 +120,8 @@ class FutureRecords:
             return
         self._accepted_up_to = max(self._accepted_up_to, clock.latest())
         certain = clock.highest_possible()
-        # If the bound follows a clock, records slightly above it are soon accepted. If it follows the
-        # stamps of a majority, they stay above it until somebody writes.
+        # If the bound follows a clock, records slightly above it are soon accepted. If it follows
+        # the stamps of a majority, they stay above it until the next write.
         slack = 0 if clock.is_present_held else stamp_at(_WAIT_MS)
         if self._accepted_up_to > certain + slack:
             # The bound was higher, so there may be other future records below that stamp.

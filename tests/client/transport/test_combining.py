@@ -1,4 +1,4 @@
-"""Calls of many threads are combined; none is lost, whatever happens to the thread that works."""
+"""Calls of many threads are combined; none is lost, even if the thread that works fails."""
 
 from __future__ import annotations
 
@@ -113,12 +113,12 @@ def test_failure_of_the_thread_that_works_leaves_the_others_to_themselves() -> N
     work.gate.set()
     joined(threads)
     assert len(found) == 8
-    assert "failed" in found, "whoever works gets the error"
+    assert "failed" in found, "the thread that works gets the error"
     assert found.count(ASK) == 8 - 2 - found.count("failed")
     assert not work.combiner._leaders
 
 
-def test_call_that_nobody_takes_is_left_to_its_thread() -> None:
+def test_call_that_no_thread_takes_is_left_to_its_own() -> None:
     work = Work()
     now = time.monotonic()
     work.combiner._leaders.update({-1: now, -2: now})  # threads that stand still
@@ -153,7 +153,7 @@ def test_interrupted_thread_passes_on_what_it_was_woken_for(
     work.combiner._leaders.update({-1: now, -2: now})
 
     class Interrupted:
-        """A lock that is released and whose thread is interrupted before it goes on."""
+        """A lock that is released and whose thread is interrupted before it continues."""
 
         def acquire(self, timeout: float = 0) -> bool:
             if timeout:

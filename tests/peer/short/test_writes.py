@@ -210,7 +210,7 @@ def test_put_that_nothing_waits_for_leaves_the_background_idle(peer: Peer) -> No
     peer.core._backlog.settle(lambda: waited.append("task"))
     assert answers(peer)
     assert waited == ["task"]
-    assert not peer.core.is_idle_at(peer.now), "the task goes on"
+    assert not peer.core.is_idle_at(peer.now), "the task continues"
 
 
 def test_put_from_before_a_step_of_the_clock_is_left_to_the_dispatch(peer: Peer) -> None:
