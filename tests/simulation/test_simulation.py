@@ -82,7 +82,8 @@ def test_seed_with_several_corrupt_registers_replays_exactly() -> None:
 @pytest.mark.parametrize("name", sorted(PLANTED))
 def test_simulation_finds_planted_fault(name: str) -> None:
     planted = PLANTED[name]
-    run = simulate("--seeds", str(planted.seeds), "--planted", name, "--stop", "--brief")
+    seeds = ("--seeds", str(planted.seeds), "--first", str(planted.first))
+    run = simulate(*seeds, "--planted", name, "--stop", "--brief")
     assert run.returncode == 1, run.stdout + run.stderr
     found = {line.split()[0].strip(":") for line in run.stdout.splitlines() if line[:3] == "  I"}
     assert found, run.stdout + run.stderr

@@ -24,17 +24,21 @@ class Planted:
         world: makes the world of a seed.
         invariants: those that it may break.
         seeds: how many seeds find it, at most.
+        first: the first of them.
     """
 
     world: Callable[[int], World]
     invariants: frozenset[str]
     seeds: int
+    first: int
 
 
 PLANTED: Final[dict[str, Planted]] = {}
 
 
-def plant(name: str, *invariants: str, seeds: int = 40) -> Callable[[AnyWorld], AnyWorld]:
+def plant(
+    name: str, *invariants: str, seeds: int = 40, first: int = 1
+) -> Callable[[AnyWorld], AnyWorld]:
     """Register a world under the name of its planted fault.
 
     Args:
@@ -42,12 +46,14 @@ def plant(name: str, *invariants: str, seeds: int = 40) -> Callable[[AnyWorld], 
         invariants: those that the fault may break; if another invariant breaks, the test fails.
         seeds: within how many seeds it must be found. The tests of all planted faults together
             should take less than a minute: choose conditions under which few seeds are needed.
+        first: the first of them. Begin close to one that finds it; when the code has changed,
+            others will.
     """
 
     def register(world: AnyWorld) -> AnyWorld:
         if name in PLANTED:
             raise ValueError(f"two planted faults are called {name!r}")
-        PLANTED[name] = Planted(world, frozenset(invariants), seeds)
+        PLANTED[name] = Planted(world, frozenset(invariants), seeds, first)
         return world
 
     return register
