@@ -20,8 +20,6 @@ _MOST_LEADERS: Final = 2
 _CROWD: Final = 4
 #: The most calls that are combined.
 _MOST_CALLS: Final = 64
-#: A call that no thread has taken after this time (seconds) is left to its own thread.
-_PATIENCE_S: Final = 0.1
 #: A thread that leads for longer (seconds) was interrupted, or waits for a peer.
 _MAX_LEAD_S: Final = 0.5
 
@@ -62,10 +60,12 @@ class Combiner:
 
     Args:
         work: sets the outcomes of calls; it is called by several threads at the same time.
+        patience: seconds after which a call that no thread has taken is left to its own thread.
     """
 
-    def __init__(self, work: Callable[[list[WaitingCall]], None]) -> None:
+    def __init__(self, work: Callable[[list[WaitingCall]], None], patience: float) -> None:
         self._work = work
+        self._patience = patience
         self._waiting: deque[WaitingCall] = deque()
         #: When each thread that works has begun, by its id.
         self._leaders: dict[int, float] = {}
@@ -98,11 +98,11 @@ class Combiner:
         if len(self._leaders) < self._most and call.claim():
             return self._lead(call)
         try:
-            if not call.woken.acquire(timeout=_PATIENCE_S):
+            if not call.woken.acquire(timeout=self._patience):
                 if call.claim():
                     self._forget_lost_leaders()
                     return ASK
-                call.woken.acquire(timeout=_PATIENCE_S)  # another thread works on it
+                call.woken.acquire(timeout=self._patience)  # another thread works on it
         except BaseException:  # an interrupt
             if not call.claim() and call.leads:
                 self._end(call.thread)

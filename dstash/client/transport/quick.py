@@ -44,6 +44,8 @@ _LEVELS: Final[dict[object, Level]] = {
 _LEVEL_TYPES: Final = frozenset((str, Level))
 #: The most late acks of earlier writes that are read before an answer.
 _MAX_LATE_ACKS: Final = 8
+#: How long (seconds) a look-up waits for another thread, at most.
+_MAX_PATIENCE_S: Final = 0.1
 #: How often a thread waits (20 ms each time) for an answer to the look-ups of several threads.
 _MAX_AWAITS: Final = 4
 _MISSING: Final = object()
@@ -147,7 +149,7 @@ class QuickLookups:
         self._process = session.process()
         #: Whether an index has registers, for those that were used before.
         self._known: dict[str, bool] = {}
-        self._combiner = Combiner(self._look_up_all)
+        self._combiner = Combiner(self._look_up_all, min(_MAX_PATIENCE_S, timeout / 10))
 
     def lookup(self, index: str, key: Key, default: Any, read: str | Level | None) -> Any:
         """Return the value of a key, ``default`` if there is none, or ``ASK``.

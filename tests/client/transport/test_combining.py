@@ -11,7 +11,6 @@ import pytest
 
 from dstash import Client
 from dstash.client.local.batches import ASK
-from dstash.client.transport import combining
 from dstash.client.transport.combining import Combiner, WaitingCall
 from dstash.client.transport.quick import QuickLookups
 from tests.harness.peers import Peers
@@ -23,13 +22,13 @@ THREADS = 16
 class Work:
     """Doubles numbers; ``gate`` holds back those who work."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float = 0.1) -> None:
         self.gate = threading.Event()
         self.gate.set()
         self.sizes: list[int] = []
         self.entered = 0
         self.fails = False
-        self.combiner = Combiner(self.work)
+        self.combiner = Combiner(self.work, patience)
 
     def alone(self, number: int) -> int:
         self.entered += 1
@@ -67,9 +66,8 @@ def test_call_of_one_thread_is_made_alone() -> None:
     assert not work.sizes
 
 
-def test_calls_that_wait_are_made_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(combining, "_PATIENCE_S", 10)
-    work, found = Work(), dict[int, Any]()
+def test_calls_that_wait_are_made_together() -> None:
+    work, found = Work(patience=10), dict[int, Any]()
     work.gate.clear()
     threads = in_threads(lambda number: found.update({number: work.call(number)}), range(12))
     wait_until(lambda: len(work.combiner._waiting) == 10, 10, "ten calls wait")
@@ -145,9 +143,7 @@ def test_handler_of_a_signal_makes_its_call_alone() -> None:
     assert work.combiner.call(1, alone) == [1, 4]
 
 
-def test_interrupted_thread_passes_on_what_it_was_woken_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_interrupted_thread_passes_on_what_it_was_woken_for() -> None:
     work = Work()
     now = time.monotonic()
     work.combiner._leaders.update({-1: now, -2: now})
