@@ -203,6 +203,7 @@ class PeerCore:
         self.replies.install(view)
         self._control.install(view)
         self._short_checks.install(view)
+        self._short_writes.install()
         self._deferred.install(view)
         self.topology_news.install(view)
         self._background.install(view, now)

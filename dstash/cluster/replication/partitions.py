@@ -93,9 +93,9 @@ class LocalPartitions:
         self._changed_at = array("Q", bytes(8 * PARTITIONS))
         self._pushed_since = self._pushed_at = 0
         self._compared_at: dict[str, array[int]] = {}
-        self.horizons: array[int] = array("Q")
         kept = store.marked(HORIZONS_MARK)
-        self.horizons.frombytes(kept or bytes(8 * PARTITIONS))
+        #: By partition. Never changed in place: a commit on another thread may use it.
+        self.horizons: array[int] = array("Q", kept or bytes(8 * PARTITIONS))
         kept = store.marked(REGISTER_FLOORS_MARK)
         #: By partition, a stamp that rounds of registers must exceed (T7): the highest horizon that
         #: any replica had before it was lowered. Empty if none ever was. Never changed in place.
@@ -230,35 +230,41 @@ class LocalPartitions:
 
     def advance(self, partitions: Iterable[int], stamp: Stamp) -> tuple[bytes, bytes]:
         """Advance horizons; returns the mark to store."""
-        for partition in partitions:
-            self.horizons[partition] = max(stamp, self.horizons[partition])
+        return self._advance(dict.fromkeys(partitions, stamp))
+
+    def _advance(self, stamps: Mapping[int, Stamp]) -> tuple[bytes, bytes]:
+        """Advance horizons to stamps, by partition; returns the mark to store."""
+        horizons = self.horizons[:]
+        for partition, stamp in stamps.items():
+            horizons[partition] = max(stamp, horizons[partition])
             self.newest_horizon = max(stamp, self.newest_horizon)
             self._promises.pop(partition, None)
             self._digests.pop(partition, None)
-        return HORIZONS_MARK, self.horizons.tobytes()
+        self.horizons = horizons
+        return HORIZONS_MARK, horizons.tobytes()
 
     def retreat(self, before: Mapping[int, Stamp], stamp: Stamp) -> None:
         """Restore the earlier horizons, by partition, where ``stamp`` could not be stored."""
+        horizons = self.horizons[:]
         for partition, earlier in before.items():
-            if self.horizons[partition] == stamp:
-                self.horizons[partition] = earlier
+            if horizons[partition] == stamp:
+                horizons[partition] = earlier
                 self._digests.pop(partition, None)
-        self.newest_horizon = max(self.horizons)
+        self.horizons, self.newest_horizon = horizons, max(horizons)
 
     def adopt(self, horizons: Mapping[int, Stamp]) -> tuple[bytes, bytes]:
         """Adopt the horizons of a source that streamed partitions; returns the mark to store."""
-        for partition, stamp in horizons.items():
-            self.advance([partition], stamp)
-            self.floor = max(self.floor, stamp)
-        return HORIZONS_MARK, self.horizons.tobytes()
+        self.floor = max(self.floor, *horizons.values()) if horizons else self.floor
+        return self._advance(horizons)
 
     def reset(self, partitions: Iterable[int]) -> tuple[bytes, bytes]:
         """Clear horizons, because a partition that is gained again has none; returns the mark."""
+        horizons = self.horizons[:]
         for partition in partitions:
-            self.horizons[partition] = 0
+            horizons[partition] = 0
             self._digests.pop(partition, None)
-        self.newest_horizon = max(self.horizons)
-        return HORIZONS_MARK, self.horizons.tobytes()
+        self.horizons, self.newest_horizon = horizons, max(horizons)
+        return HORIZONS_MARK, horizons.tobytes()
 
     def reaped(self, partition: int) -> Stamp:
         """Return the stamp up to which tombstones of registers may have been dropped."""
@@ -324,11 +330,12 @@ class LocalPartitions:
         self.floor = min(self.floor, ceiling)
         if self.kept_floor is not None:
             self.kept_floor = min(self.kept_floor, ceiling)
-        for partition, horizon in enumerate(self.horizons):
+        lowered = self.horizons[:]
+        for partition, horizon in enumerate(lowered):
             if horizon > ceiling:
-                self.horizons[partition] = ceiling
+                lowered[partition] = ceiling
                 self._digests.pop(partition, None)
-        self.newest_horizon = max(self.horizons)
+        self.horizons, self.newest_horizon = lowered, max(lowered)
         self._promises = {
             partition: promise
             for partition, promise in self._promises.items()
@@ -357,6 +364,8 @@ class LocalPartitions:
         An expired promise is dropped permanently. A promise does not last longer when the clock is
         set back.
         """
+        if not self._promises:
+            return {}
         latest = now + self.promise_ms
         self._promises = {
             partition: (stamp, min(until, latest))

@@ -102,7 +102,7 @@ class GroupCommit:
             self._max_clock_skew_ms,
             local_partitions.newest_horizon,
             local_partitions.promises(now),
-            local_partitions.horizons[:],
+            local_partitions.horizons,
             self._keyspaces.owned,
             has_room=has_room,
             has_spare=has_room or store.has_room(reserve // 2),

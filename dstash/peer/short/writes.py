@@ -171,6 +171,12 @@ class ShortWrites:
         begun, self._begun = self._begun, None
         return begun
 
+    def install(self) -> None:
+        """Let a put wait whose commit has begun and does not run: a new view may refuse it."""
+        begun = self.take()
+        if begun is not None:
+            self._backlog.put_back(begun.write)
+
     def ended(self, put: ShortPut, now: int) -> bool:
         """Take note that a commit has run; if it has stored nothing, let its put wait.
 
