@@ -21,8 +21,8 @@ from dstash.client.tracing.spans import CallSpans
 from dstash.config import load_client
 from dstash.errors import BatchError, ChangeConflict, ConfigError, NoPeers, TimedOut
 from dstash.wire.envelope import Envelope
-from dstash.wire.links import Links
 from dstash.wire.messages import Lookup
+from dstash.wire.sockets import Link
 from tests.harness.asynchronous import driven
 from tests.harness.collector import Seen, seen
 from tests.harness.peers import Peers
@@ -333,13 +333,13 @@ def test_message_of_untraced_call_has_no_trace(
     seeds: list[str], traces: Traces, index: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[list[bytes]] = []
-    send = Links.send
+    send = Link.send
 
-    def noting(self: Links, peer: str, address: str | None, frames: list[bytes]) -> bool:
+    def noting(self: Link, frames: list[bytes]) -> bool:
         sent.append(frames)
-        return send(self, peer, address, frames)
+        return send(self, frames)
 
-    monkeypatch.setattr(Links, "send", noting)
+    monkeypatch.setattr(Link, "send", noting)
     for settings in ({}, {"tracing": traces.provider}):
         with Client(*seeds, timeout=20, **settings) as client:  # type: ignore[arg-type]
             client.status()
