@@ -96,7 +96,7 @@ def test_calls_by_many_threads_are_all_answered() -> None:
 
 
 def test_failure_of_the_thread_that_works_leaves_the_others_to_themselves() -> None:
-    work, found = Work(), []
+    work, found = Work(patience=10), []
     work.gate.clear()
     work.fails = True
 
