@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from dstash.errors import Busy
 from dstash.peer.admission.inbox import RetryDelay
@@ -18,13 +18,6 @@ from dstash.peer.admission.writes import COMMIT_BYTES, WaitingWrite
 #: A write that would wait longer than this is rejected as busy, unless only a few wait.
 _MAX_WAIT_MS: Final = 300
 _FEW_REQUESTS: Final = 64
-
-
-class Weighed(Protocol):
-    """A write with its size in bytes."""
-
-    @property
-    def weight(self) -> int: ...
 
 
 class Backlog:
@@ -116,7 +109,7 @@ class Backlog:
         self._commit_began = now
         return group
 
-    def committed(self, group: Sequence[Weighed], now: int) -> bool:
+    def committed(self, group: Sequence[WaitingWrite], now: int) -> bool:
         """Take note that a commit has ended, and call the functions that waited for it.
 
         Returns:

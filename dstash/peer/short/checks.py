@@ -13,7 +13,6 @@ from dstash.store.record import Keyspace
 from dstash.store.register.ballot import SIGN
 from dstash.wire.protocol import is_spoken
 
-_MAX_INDEXES: Final = 32
 _NO_INDEXES: Final = frozenset[str]()
 
 
@@ -44,13 +43,11 @@ class ShortChecks:
         self._health = health
         #: The epoch whose requests this peer serves; 0: none.
         self._epoch = 0
-        self._spaces: dict[str, Keyspace] = {}
         #: The names of indexes with settings, which apply to their writes.
         self.with_settings: Container[str] = _NO_INDEXES
 
     def install(self, view: View) -> None:
         """Take a new view."""
-        self._spaces.clear()
         self.with_settings = view.index_settings
         member = view.members.get(self._peer)
         serves = view.topology.formed and member is not None and member.synced
@@ -77,13 +74,6 @@ class ShortChecks:
 
     def space(self, index: object) -> Keyspace | None:
         """Return the keyspace of an index if it was used before; registers have another path."""
-        if type(index) is not str:
+        if type(index) is not str or index.startswith(SIGN):
             return None
-        space = self._spaces.get(index)
-        if space is None and not index.startswith(SIGN):
-            space = self._keyspaces.known(index)
-            if space is not None:
-                if len(self._spaces) >= _MAX_INDEXES:
-                    self._spaces.clear()
-                self._spaces[index] = space
-        return space
+        return self._keyspaces.known(index)

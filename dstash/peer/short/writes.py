@@ -136,8 +136,10 @@ class ShortWrites:
             or len(version) != VERSION_BYTES
             or expiry < 0
             or not checks.passes(protocol, correlation, epoch, moment)
-            or (moment and (moment < now or self._is_from_before_step(moment, now)))
         ):
+            return False
+        self._clock.advance(now)
+        if moment and (moment < now or self._clock.is_from_before_step(moment)):
             return False
         space = checks.space(index)
         if space is None or index in checks.with_settings or codec.malformed_payloads([payload]):
@@ -161,10 +163,6 @@ class ShortWrites:
         self._backlog.served()
         self._meters.requests[_COUNTED] += 1
         return True
-
-    def _is_from_before_step(self, deadline: int, now: int) -> bool:
-        self._clock.advance(now)
-        return self._clock.is_from_before_step(deadline)
 
     def take(self) -> ShortPut | None:
         """Return the put whose commit has begun, once."""
@@ -193,7 +191,6 @@ class ShortWrites:
     def _may_begin(self, message: Put, now: int) -> bool:
         """Whether no check of a commit can refuse a put now, and its record may be the newest."""
         local_partitions, version = self._local_partitions, message.version
-        self._clock.advance(now)  # a request without a deadline has not done so
         newest = newest_stamp(version)
         latest_ms = self._clock.present_ms() + self._max_clock_skew_ms
         return (

@@ -161,7 +161,7 @@ def test_interrupted_thread_passes_on_what_it_was_woken_for() -> None:
             pass
 
     call = WaitingCall(7, threading.get_ident())
-    call.woken = Interrupted()  # type: ignore[assignment]
+    call.woken = Interrupted()  # type: ignore[assignment]  # has all that is used
     with pytest.raises(KeyboardInterrupt):
         work.combiner._join(call)
     assert threading.get_ident() not in work.combiner._leaders

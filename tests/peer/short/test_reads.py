@@ -7,14 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from dstash.cluster.topology.drops import Drop
 from dstash.cluster.topology.view import View
-from dstash.peer.admission.authority import Authority
 from dstash.store.record import partition_of
 from dstash.store.sealing import locate
 from dstash.version import stamp_at
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import Delete, Lookup, Values
+from tests.peer.short.parts import REFUSING
 from tests.peer.test_core import EPOCH, START, Peer, keys, put, topology, version
 
 LIVE, NIL, LARGE = b"live", b"nil", b"large"
@@ -139,33 +138,13 @@ def test_other_requests_are_left_to_the_dispatch(peer: Peer, frames: list[bytes]
     assert short(peer, frames) is None
 
 
-def _stop(peer: Peer) -> None:
-    peer.core.health.stopping = True
-
-
-def _not_ready(peer: Peer) -> None:
-    peer.core.health.not_ready = "it starts"
-
-
-def _unconfirmed(peer: Peer) -> None:
-    peer.core.local_partitions.freshness_confirmed = False
-
-
-def _closed(peer: Peer) -> None:
-    peer.core.admission.authorise(Authority({}))
-
-
 def _unsynced(peer: Peer) -> None:
     [member] = topology().members
     unsynced = replace(topology(epoch=EPOCH), members=(replace(member, synced=False),))
     peer.core._short_checks.install(View(unsynced, frozenset("a")))
 
 
-def _dropped(peer: Peer) -> None:
-    peer.core.local_partitions.install_drops((Drop("i", "", stamp_at(START), EPOCH),))
-
-
-@pytest.mark.parametrize("change", [_stop, _not_ready, _unconfirmed, _closed, _unsynced, _dropped])
+@pytest.mark.parametrize("change", [*REFUSING, _unsynced])
 def test_peer_that_may_refuse_leaves_reads_to_the_dispatch(
     peer: Peer, change: Callable[[Peer], None]
 ) -> None:

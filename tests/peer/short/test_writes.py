@@ -7,13 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from dstash.cluster.topology.drops import Drop
 from dstash.cluster.topology.indexes.settings import IndexSettings
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.view import View
 from dstash.errors import DiskFull, DStashError, StoreFailed
 from dstash.limits import MAX_TTL_SECONDS
-from dstash.peer.admission.authority import Authority
 from dstash.peer.commits.commit import Commit
 from dstash.peer.short.writes import ShortPut
 from dstash.store.record import Keyspace
@@ -23,6 +21,7 @@ from dstash.wire import codec
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import Error, Put, Stored
 from dstash.wire.shapes import Frame
+from tests.peer.short.parts import REFUSING
 from tests.peer.test_core import EPOCH, START, Peer, keys, put, topology
 
 TRACE = f"00-{'1' * 32}-{'2' * 16}-01"
@@ -49,7 +48,7 @@ def peer() -> Peer:
 def twin() -> Peer:
     """Return a peer that accepts every write by the dispatch."""
     peer = make_peer()
-    peer.core._short_writes.accept = lambda *_: False  # type: ignore[method-assign]
+    peer.core._short_writes.accept = lambda *_: False  # type: ignore[method-assign]  # for this peer alone
     return peer
 
 
@@ -66,7 +65,7 @@ def frames(
     """Return a put; ``value`` is as stored."""
     message = Put(index, pack(stamp_at(at), b"abcd"), expiry, keys(key), keys(value))
     fields = {"epoch": EPOCH, "moment": 0, "protocol": 2} | header
-    return encode(Envelope(correlation, message=message, **fields))  # type: ignore[arg-type]
+    return encode(Envelope(correlation, message=message, **fields))  # type: ignore[arg-type]  # numbers
 
 
 def is_accepted(peer: Peer, parts: list[bytes]) -> bool:
@@ -323,26 +322,6 @@ def test_fields_of_wrong_types_are_left_to_the_dispatch(peer: Peer) -> None:
             assert not is_accepted(peer, parts), (place, wrong)
 
 
-def _stop(peer: Peer) -> None:
-    peer.core.health.stopping = True
-
-
-def _not_ready(peer: Peer) -> None:
-    peer.core.health.not_ready = "it starts"
-
-
-def _unconfirmed(peer: Peer) -> None:
-    peer.core.local_partitions.freshness_confirmed = False
-
-
-def _closed(peer: Peer) -> None:
-    peer.core.admission.authorise(Authority({}))
-
-
-def _dropped(peer: Peer) -> None:
-    peer.core.local_partitions.install_drops((Drop("i", "", stamp_at(START), EPOCH),))
-
-
 def _floor(peer: Peer) -> None:
     peer.core.local_partitions.floor = stamp_at(LATER)
 
@@ -354,7 +333,7 @@ def _settings(peer: Peer) -> None:
 
 
 def _elsewhere(peer: Peer) -> None:
-    peer.core._short_checks._spaces["i"] = Keyspace(b"i", ())
+    peer.core.keyspaces._by_index["i"] = Keyspace(b"i", ())
 
 
 def _busy(peer: Peer) -> None:
@@ -365,7 +344,7 @@ def _busy(peer: Peer) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        *(_stop, _not_ready, _unconfirmed, _closed, _dropped),
+        *REFUSING,
         *(_floor, _settings, _elsewhere, _busy),
     ],
 )
