@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 from xxhash import xxh3_64_intdigest
 
 from dstash.client.local.batches import ASK
 from dstash.client.operations.registers.names import check_name
 from dstash.client.operations.short.lookup import (
-    PlainAnswer,
     ShortLookup,
     plain_answer,
     wants,
@@ -26,6 +25,7 @@ from dstash.client.operations.short.write import take_late_ack
 from dstash.client.routing import Peers
 from dstash.client.session import Session
 from dstash.client.transport.channel import Channel, Find
+from dstash.client.transport.combined import MISSING, CombinedRequest, Wanted, take_answers
 from dstash.client.transport.combining import Combiner, WaitingCall
 from dstash.errors import DStashError
 from dstash.limits import MAX_KEY_BYTES
@@ -46,9 +46,6 @@ _LEVEL_TYPES: Final = frozenset((str, Level))
 _MAX_LATE_ACKS: Final = 8
 #: How long (seconds) a look-up waits for another thread, at most.
 _MAX_PATIENCE_S: Final = 0.1
-#: How often a thread waits (20 ms each time) for an answer to the look-ups of several threads.
-_MAX_AWAITS: Final = 4
-_MISSING: Final = object()
 
 
 class QuickLookup(Protocol):
@@ -64,59 +61,6 @@ class NoQuickLookups:
     def lookup(self, index: str, key: Key, default: Any, read: str | Level | None) -> Any:
         """Return ``ASK``."""
         return ASK
-
-
-class _Wanted(NamedTuple):
-    """What is looked up: the arguments of a ``ShortLookup``, and the peers to ask.
-
-    ``name``: of the index.
-    """
-
-    deadline: int
-    name: str
-    key: Key
-    encoded: bytes
-    level: Level
-    targets: Peers
-    epoch: int
-
-
-class _Request(NamedTuple):
-    """One request for the keys of several calls: the same to each of their targets.
-
-    ``asked``: peer by the correlation id of its request.
-    """
-
-    calls: list[WaitingCall]
-    links: list[Link]
-    asked: dict[int, str]
-    answers: dict[str, PlainAnswer]
-
-    def is_answered(self, peer: str, answer: PlainAnswer | None) -> bool:
-        """Whether an answer of a peer is to this request, and counts all of its keys."""
-        return (
-            answer is not None
-            and self.asked.get(answer.correlation) == peer
-            and answer.answered == len(self.calls)
-        )
-
-    def deliver(self, targets: Peers, types: TypeRegistry, session: Session) -> bool:
-        """Set the outcomes of the calls if the answers agree and the values can be decoded."""
-        first = self.answers[targets[0]]
-        if any(answer.digest != first.digest for answer in self.answers.values()):
-            return False
-        try:
-            values = types.decode_array(first.values)
-        except DStashError:  # the general way names the key in its error
-            return False
-        places = range(len(values))
-        if len(values) != len(self.calls) or not all(map(places.__contains__, first.missing)):
-            return False
-        missing = frozenset(first.missing)
-        session.learn_size(len(first.values) / len(values))
-        for place, (call, value) in enumerate(zip(self.calls, values, strict=True)):
-            call.outcome = _MISSING if place in missing else value
-        return True
 
 
 class QuickLookups:
@@ -177,9 +121,9 @@ class QuickLookups:
         targets = table[xxh3_64_intdigest(encoded) & MASK]
         if not targets:
             return ASK
-        wanted = _Wanted(now + self._timeout_ms, index, key, encoded, level, targets, table.epoch)
+        wanted = Wanted(now + self._timeout_ms, index, key, encoded, level, targets, table.epoch)
         found = self._combiner.call(wanted, self._look_up)
-        return default if found is _MISSING else found
+        return default if found is MISSING else found
 
     # -- inside
 
@@ -194,12 +138,12 @@ class QuickLookups:
         self._known[index] = has_registers
         return has_registers
 
-    def _look_up(self, wanted: _Wanted) -> Any:
-        """Return the value of a key, or ``_MISSING``."""
+    def _look_up(self, wanted: Wanted) -> Any:
+        """Return the value of a key, or ``MISSING``."""
         with self._lend() as channel:
             return self._look_up_on(channel, wanted, self._session.wall())
 
-    def _look_up_on(self, channel: Channel, wanted: _Wanted, now: int) -> Any:
+    def _look_up_on(self, channel: Channel, wanted: Wanted, now: int) -> Any:
         session, targets = self._session, wanted.targets
         links = channel.quick_links(targets, now)
         asked: dict[int, str] = {}
@@ -207,7 +151,7 @@ class QuickLookups:
         if links is not None and self._sent(links, wanted, (wanted.encoded,), asked):
             frame = self._answer(links, targets, asked, now, received)
             if frame is None:
-                return _MISSING
+                return MISSING
             try:
                 values = self._types.decode_array(frame) if frame else ()
             except DStashError:  # the general way names the key in its error
@@ -226,10 +170,10 @@ class QuickLookups:
         )
         if asked:
             call.resume(targets, wanted.epoch, asked, now)
-        return channel.run(call, self._find, received).get(wanted.key, _MISSING)
+        return channel.run(call, self._find, received).get(wanted.key, MISSING)
 
     def _sent(
-        self, links: list[Link], wanted: _Wanted, keys: Sequence[bytes], asked: dict[int, str]
+        self, links: list[Link], wanted: Wanted, keys: Sequence[bytes], asked: dict[int, str]
     ) -> bool:
         """Send the requests, and note them; if one cannot be sent, none is noted."""
         session, targets = self._session, wanted.targets
@@ -292,7 +236,7 @@ class QuickLookups:
     # -- look-ups of several threads
 
     def _look_up_all(self, calls: list[WaitingCall]) -> None:
-        """Set the outcomes of look-ups: values, or ``_MISSING``; the others keep ``ASK``."""
+        """Set the outcomes of look-ups: values, or ``MISSING``; the others keep ``ASK``."""
         if len(calls) == 1:
             [call] = calls
             call.outcome = self._look_up(call.wanted)
@@ -304,48 +248,17 @@ class QuickLookups:
         with self._lend() as channel:
             now = self._session.wall()
             requests = [self._ask_for(channel, group, now) for group in groups.values()]
-            for request in requests:
-                if request is None or not self._take_answers(request, requests, now):
-                    return  # the other answers are late ones for the next call on the channel
+            sent = [request for request in requests if request is not None]
+            take_answers(sent, self._session, self._types, now)
 
-    def _ask_for(self, channel: Channel, calls: list[WaitingCall], now: int) -> _Request | None:
+    def _ask_for(
+        self, channel: Channel, calls: list[WaitingCall], now: int
+    ) -> CombinedRequest | None:
         """Send the request for the keys of some calls to their targets; None if it is not sent."""
-        first: _Wanted = calls[0].wanted
+        first: Wanted = calls[0].wanted
         links = channel.quick_links(first.targets, now)
         asked: dict[int, str] = {}
         keys = [call.wanted.encoded for call in calls]
         if links is None or not self._sent(links, first, keys, asked):
             return None
-        return _Request(calls, links, asked, {})
-
-    def _take_answers(
-        self, request: _Request, requests: Sequence[_Request | None], sent_at: int
-    ) -> bool:
-        """Wait for the answers to a request, and set the outcomes of its calls.
-
-        Returns:
-            False if an answer is late or not plain: the outcomes remain ``ASK``.
-        """
-        session, targets = self._session, request.calls[0].wanted.targets
-        for peer, link in zip(targets, request.links, strict=True):
-            while peer not in request.answers:
-                parts = self._await(link)
-                if parts is None:
-                    return False
-                if take_late_ack(session, peer, parts):
-                    continue
-                answer = plain_answer(parts)
-                asked = [other for other in requests if other and other.is_answered(peer, answer)]
-                if answer is None or not asked:
-                    link.put_back(parts)  # for the next call on the channel
-                    return False
-                session.learn_clock(peer, answer.moment, sent_at, session.wall())
-                asked[0].answers[peer] = answer
-        return request.deliver(targets, self._types, session)
-
-    def _await(self, link: Link) -> list[bytes] | None:
-        for _ in range(_MAX_AWAITS):
-            parts = link.await_message()
-            if parts is not None:
-                return parts
-        return None
+        return CombinedRequest(calls, links, asked, {})
