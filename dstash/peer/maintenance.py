@@ -318,14 +318,14 @@ class Maintenance:
     def _scrub(self) -> Task:
         for _ in range(_SCRUBBED_PER_ROUND):
             self._scrubbed = (self._scrubbed + 1) % PARTITIONS
-            yield from self.replica.local_partitions.scrub(self._scrubbed)
+            yield from self.replica.local_partitions.digests.scrub(self._scrubbed)
             yield Pause()
 
     def _check_again(self) -> Task:
         """Find the corrupt records that exceeded the list when they were first found."""
         corruption = self.replica.local_partitions.corruption
         while partitions := corruption.to_check():
-            yield from self.replica.local_partitions.scrub(partitions[0])
+            yield from self.replica.local_partitions.digests.scrub(partitions[0])
             yield Pause()
 
     def _stream_if_needed(self, view: View) -> None:

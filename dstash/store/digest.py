@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from xxhash import xxh3_64_intdigest, xxh3_128_intdigest
 
@@ -28,16 +28,24 @@ from dstash.store.record import (
     is_sound,
     version_of,
 )
-from dstash.store.register.header import is_collectable
+from dstash.store.register.header import collectable_from
 from dstash.types import NEVER, RecordFlag
-from dstash.version import WRITE_BYTES, Stamp, newest_stamp, stamp_milliseconds, write_stamp
+from dstash.version import (
+    MAX_STAMP,
+    WRITE_BYTES,
+    Stamp,
+    newest_stamp,
+    stamp_at,
+    stamp_range_of,
+    write_stamp,
+)
 
 DIGEST_BYTES: Final = 16
 BUCKETS: Final = 256
 EMPTY: Final = bytes(DIGEST_BYTES)
 
-#: Flags and expiry of a restored value that never expires.
-_RESTORED_PERMANENT: Final = bytes((RecordFlag.RESTORED,)) + PLAIN[1:]
+#: Above every stamp.
+UNREAPABLE: Final[Stamp] = MAX_STAMP + 1
 
 _REGISTER: Final = RecordFlag.REGISTER.value
 _SUM_MASK: Final = (1 << 128) - 1
@@ -51,18 +59,24 @@ def bucket_of(storage_key: bytes) -> int:
 
 
 def is_reapable_at(record: bytes, stamp: Stamp) -> bool:
-    """Whether a record is not newer than ``stamp``, and a tombstone or expired by then.
+    """Whether a record may be dropped when ``stamp`` is the horizon; see ``reapable_from``."""
+    # Most records are newer.
+    return newest_stamp(version_of(record)) <= stamp and reapable_from(record) <= stamp
 
-    Replicas agree on the expiry of a register by a tombstone, so only that counts.
+
+def reapable_from(record: bytes) -> Stamp:
+    """Return the lowest horizon at which a record may be dropped; ``UNREAPABLE`` if none is known.
+
+    It is not below the stamps of the record, and a tombstone, or expired by then. Replicas agree on
+    the expiry of a register by a tombstone, so only that counts.
     """
-    if newest_stamp(version_of(record)) > stamp:
-        return False
+    newest = newest_stamp(version_of(record))
     if record[VERSION_END] & _REGISTER:
-        return is_collectable(record, stamp)
+        return collectable_from(record)
     if record[VERSION_END] & RecordFlag.TOMBSTONE:
-        return True
+        return newest
     expiry = int.from_bytes(record[EXPIRY_BEGIN:HEAD_BYTES], "big")
-    return expiry != NEVER and expiry <= stamp_milliseconds(stamp)
+    return UNREAPABLE if expiry == NEVER else max(newest, stamp_at(expiry))
 
 
 class DigestKind(IntEnum):
@@ -87,6 +101,33 @@ _HASHED: Final = {
 }
 
 
+class Contents(NamedTuple):
+    """What a walk found besides the hashes.
+
+    ``newest``: the newest stamp; ``register``: that of a record, if there are registers, else 0.
+    ``reapable``: the lowest horizon at which a record may be dropped. The hashes were summed at
+    some horizon; the sum is the same at all horizons from ``valid_from`` to before ``valid_until``.
+    """
+
+    records: int = 0
+    newest: Stamp = 0
+    register: Stamp = 0
+    reapable: Stamp = UNREAPABLE
+    valid_from: Stamp = 0
+    valid_until: Stamp = UNREAPABLE
+
+    def joined(self, other: Contents) -> Contents:
+        """Return the contents of two ranges together."""
+        return Contents(
+            self.records + other.records,
+            max(self.newest, other.newest),
+            max(self.register, other.register),
+            min(self.reapable, other.reapable),
+            max(self.valid_from, other.valid_from),
+            min(self.valid_until, other.valid_until),
+        )
+
+
 class Sum:
     """The sum of record hashes.
 
@@ -108,32 +149,47 @@ class Sum:
         self.kind = kind
         self.value = 0
         self.corrupt: list[bytes] = []
-        self.expirable = False
-        self.count = 0
+        self.contents = Contents()
 
     def add(self, entries: Iterable[tuple[bytes, bytes]]) -> None:
         """Add (storage key, record) pairs; only those up to ``until`` if it is given."""
+        entries = list(entries)
+        if not entries:
+            return
         begin, end = _HASHED[self.kind]
-        if self.until is None:
-            entries = list(entries)
-            digest, others = loops.sum_hashes(entries, begin, end)
-            self.value += int.from_bytes(digest, "big")
-            self.count += len(entries) - len(others)
-            entries = others
         horizon, until, value = self.horizon, self.until, self.value
+        newest = stamp_range_of([record[CHECKSUM_END:VERSION_END] for _, record in entries]).newest
+        count = len(entries)
+        if until is None or newest <= until:
+            until = None
+            digest, entries = loops.sum_hashes(entries, begin, end)
+            value += int.from_bytes(digest, "big")
         stamp_of = newest_stamp if self.kind is DigestKind.VERSIONS else write_stamp
+        register, reapable, valid_from, valid_until = 0, UNREAPABLE, 0, UNREAPABLE
         for storage_key, record in entries:
             if not is_sound(storage_key, record):
                 self.corrupt.append(storage_key)
+                count -= 1
                 continue
-            self.count += 1
-            if (tail := record[VERSION_END:HEAD_BYTES]) != PLAIN:
-                self.expirable = self.expirable or tail != _RESTORED_PERMANENT
-                if horizon and is_reapable_at(record, horizon):
+            if record[VERSION_END:HEAD_BYTES] != PLAIN:
+                if record[VERSION_END] & _REGISTER:
+                    register = newest
+                stamp = reapable_from(record)
+                reapable = min(reapable, stamp)
+                if horizon and stamp <= horizon:
+                    valid_from = max(valid_from, stamp)
                     continue
+                valid_until = min(valid_until, stamp)
             if until is None or stamp_of(version_of(record)) <= until:
                 value += xxh3_128_intdigest(storage_key + record[begin:end])
         self.value = value & _SUM_MASK
+        found = Contents(count, newest, register, reapable, valid_from, valid_until)
+        self.contents = self.contents.joined(found)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether ``until`` has left out no record."""
+        return self.until is None or self.contents.newest <= self.until
 
     def digest(self) -> bytes:
         """Return the sum as 16 bytes."""

@@ -172,6 +172,12 @@ def partition_in(storage_key: bytes) -> int:
     return int.from_bytes(storage_key[:2])
 
 
+def partition_range(partition: int) -> tuple[bytes, bytes]:
+    """Return the lowest storage key of a partition, and the key after its highest."""
+    end = partition + 1
+    return partition.to_bytes(2, "big"), end.to_bytes(2, "big")
+
+
 def version_of(record: bytes) -> Version:
     """Return the version of a stored record."""
     return record[CHECKSUM_END:VERSION_END]

@@ -360,4 +360,4 @@ class TestAfterWrongClocks:
 def joined_digests(core: PeerCore) -> None:
     """Let a peer find the partitions that have expirable records."""
     for partition in {partition_of(b"gone"), partition_of(b"k")}:
-        core.scheduler.spawn("walk", core.local_partitions.scrub(partition))
+        core.scheduler.spawn("walk", core.local_partitions.digests.scrub(partition))

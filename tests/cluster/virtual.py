@@ -164,6 +164,6 @@ class Cluster:
         """Set the horizon on replicas, and drop the tombstones up to it."""
         for peer in peers:
             local_partitions = self.peers[peer].local_partitions
-            self.run(peer, local_partitions.digest(PARTITION))  # finds expirable records
+            self.run(peer, local_partitions.digests.of(PARTITION))  # finds expirable records
             self.commit(peer, Merge(marks=[local_partitions.advance([PARTITION], stamp)]))
             self.run(peer, reap_all(self.peers[peer]))

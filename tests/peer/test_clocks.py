@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import structlog
 
 from dstash.client.operations.base import Operation
 from dstash.client.session import Send
+from dstash.cluster.replication.digests.digests import Digests
 from dstash.cluster.replication.partitions import FLOOR_MARK
 from dstash.errors import BelowFloor, ClockSkew, NotReady, ProtocolError
 from dstash.peer.maintenance import Pace
@@ -147,10 +150,8 @@ class TestPromises:
         joined = Joined(pace=Pace(10**9, 5000, 0))
         joined.delete("k")
         joined.offsets = {"a": HOUR, "b": 0}
-        for core in joined.peers.values():
-            for partition in range(8):
-                core.local_partitions._expirable[partition] = True
-        pass_time(joined, 12_000)
+        with mock.patch.object(Digests, "gains_from", lambda _, number, stamp: number < 8):
+            pass_time(joined, 12_000)
         assert all(core.local_partitions.newest_horizon for core in joined.peers.values())
         for core in joined.peers.values():
             assert max(
@@ -268,7 +269,7 @@ class TestShortGrace:
         joined.put({"k": 1}, timeout=20_000)
         assert joined.delete("k").ok
         for core in joined.peers.values():
-            core.scheduler.spawn("walk", core.local_partitions.scrub(partition_of(b"k")))
+            core.scheduler.spawn("walk", core.local_partitions.digests.scrub(partition_of(b"k")))
         joined.settle()
         for number in range(5):
             result = joined.put({"other": number}, timeout=5000)

@@ -95,7 +95,8 @@ def test_promise_is_revoked_when_replicas_disagree() -> None:
     joined.delete(deleted, level="all")
     partition = partition_of(key.encode())
     for core in joined.peers.values():
-        core.local_partitions._expirable[partition] = True
+        list(core.local_partitions.digests.of(partition))
+        assert core.local_partitions.digests.gains_from(partition, stamp_at(joined.now + 1))
     lose(joined, "c", key)
     pass_time(joined, 11 * SECOND)
     asked = [core.local_partitions.floor > stamp_at(START) for core in joined.peers.values()]

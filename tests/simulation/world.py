@@ -310,7 +310,7 @@ class World:
         """Make the slow scrub find at once what it would find within an hour."""
         if Loss.RECORD in self.losses and node.core is not None:
             for partition in range(PARTITIONS):
-                task = node.core.local_partitions.scrub(partition)
+                task = node.core.local_partitions.digests.scrub(partition)
                 node.core.scheduler.spawn(f"scrub:{partition}", task)
 
     def _settle(self) -> None:

@@ -192,7 +192,7 @@ def _differing(
     for begin in range(0, len(partitions), PARTITIONS_PER_STEP):
         end = min(begin + PARTITIONS_PER_STEP, len(partitions))
         some = partitions[begin:end]
-        known = local_partitions.known_digests(some, kind)
+        known = local_partitions.digests.known(some, kind)
         is_equal = known == digests[begin:end] and BUSY not in flags[begin:end]
         if is_equal:  # nearly always, in an idle cluster
             for partition in some:
@@ -203,14 +203,14 @@ def _differing(
             if flags[position] == BUSY:
                 continue
             partition, digest = partitions[position], digests[position]
-            own_digest = yield from local_partitions.digest(partition, kind=kind)
+            own_digest = yield from local_partitions.digests.of(partition, kind=kind)
             compared_at[partition] = now = replica.now()
             replica.compared += 1
             replica.differing.note(partition, peer, now, differs=own_digest != digest)
             if own_digest != digest:
                 replica.differed += 1
                 count = int.from_bytes(reply.counts[4 * position : 4 * position + 4], "big")
-                differing.append((partition, max(count, local_partitions.count(partition))))
+                differing.append((partition, max(count, local_partitions.digests.count(partition))))
                 if horizons and horizons[position] != (own := local_partitions.horizons[partition]):
                     local_partitions.unreconciled[partition, peer] = max(own, horizons[position])
             if position % PARTITIONS_PER_WALK == 0:

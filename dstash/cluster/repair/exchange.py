@@ -83,7 +83,8 @@ def exchange_large(
 ) -> Exchanging:
     """Like ``exchange``, for one partition with many records: only the buckets that differ."""
     reply = yield from ask(other, BucketsRequest(partition, DigestKind.CONTENT), BucketsReply)
-    own_digests = yield from replica.local_partitions.buckets(partition, kind_of(reply.kind))
+    digests = replica.local_partitions.digests
+    own_digests = yield from digests.buckets(partition, kind_of(reply.kind))
     differing = _differing_buckets(own_digests, reply.digests)
     exchanged = Exchanged()
     for begin in range(0, len(differing), _MAX_BUCKETS):

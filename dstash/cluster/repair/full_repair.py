@@ -25,7 +25,7 @@ def repair(replica: Replica) -> Repairing:
     progress = replica.repair
     progress.begin(len(held) * (1 + len(peers)), replica.repaired)
     for partition in held:
-        yield from replica.local_partitions.scrub(partition)
+        yield from replica.local_partitions.digests.scrub(partition)
         progress.left -= 1
         yield Pause()
     for peer in peers:

@@ -35,8 +35,8 @@ from typing import Any, Final, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
+from dstash.cluster.replication.digests.digests import Entries
 from dstash.cluster.replication.future.survey import Survey, is_ahead, survey
-from dstash.cluster.replication.partitions import Entries
 from dstash.cluster.replication.replica import Replica
 from dstash.cluster.replication.tasks import Effect, Merge, Pause, Scheduler
 from dstash.errors import DStashError

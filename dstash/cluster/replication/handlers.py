@@ -9,14 +9,14 @@ from itertools import accumulate
 from operator import itemgetter
 from typing import Any, Final
 
-from dstash.cluster.replication.partitions import LocalPartitions, bounds
+from dstash.cluster.replication.partitions import LocalPartitions
 from dstash.cluster.replication.replica import RECORD_BYTES
 from dstash.cluster.replication.tasks import Effect, Merge, Pause, Settle
 from dstash.cluster.topology.life import Life
 from dstash.errors import CorruptRecord, DStashError, NotReady, ProtocolError
 from dstash.limits import PARTITIONS
 from dstash.store.digest import BUCKETS, DIGEST_BYTES, EMPTY, DigestKind, bucket_of
-from dstash.store.record import ABSENT, CHECKSUM_END, is_sound, version_of
+from dstash.store.record import ABSENT, CHECKSUM_END, is_sound, partition_range, version_of
 from dstash.store.register.ballot import unpack_promise
 from dstash.version import stamp_milliseconds
 from dstash.wire import codec
@@ -105,14 +105,14 @@ def digests(local_partitions: LocalPartitions, request: DigestsRequest, now: int
     for begin in range(0, len(partitions), PARTITIONS_PER_STEP):
         some = partitions[begin : begin + PARTITIONS_PER_STEP]
         quiet = local_partitions.quiet_among(some, now) if request.skip_busy else some
-        known = local_partitions.known_digests(some, kind)
+        known = local_partitions.digests.known(some, kind)
         if len(quiet) == len(some) and None not in known:  # nearly always, in an idle cluster
             parts.append(_part(local_partitions, some, known))
         else:
             for place, partition in enumerate(some, 1):
                 is_quiet, digest = partition in quiet, EMPTY
                 if is_quiet:
-                    digest = yield from local_partitions.digest(partition, kind=kind)
+                    digest = yield from local_partitions.digests.of(partition, kind=kind)
                 parts.append(_part(local_partitions, [partition], [digest], skip=not is_quiet))
                 if place % PARTITIONS_PER_WALK == 0:
                     yield Pause()
@@ -134,7 +134,7 @@ def _part(
     flags = bytes([BUSY if skip else 0]) * size
     if corrupt and not skip:
         flags = bytes(CORRUPT if partition in corrupt else 0 for partition in partitions)
-    counts = map(local_partitions.count, partitions)
+    counts = map(local_partitions.digests.count, partitions)
     horizons = map(local_partitions.horizons.__getitem__, partitions)
     return (
         b"".join(digests),
@@ -159,7 +159,8 @@ def buckets(local_partitions: LocalPartitions, request: BucketsRequest, now: int
     check_partition(request.partition)
     yield Settle()
     kind = kind_of(request.kind)
-    return BucketsReply((yield from local_partitions.buckets(request.partition, kind)), kind)
+    found = yield from local_partitions.digests.buckets(request.partition, kind)
+    return BucketsReply(found, kind)
 
 
 def versions(local_partitions: LocalPartitions, request: VersionsRequest, now: int) -> Answering:
@@ -264,7 +265,7 @@ def promises(local_partitions: LocalPartitions, request: PromisesRequest, now: i
     store, after = local_partitions.store, request.after
     found: list[tuple[bytes, bytes]] = []
     for partition in partitions:
-        begin, end = bounds(partition)
+        begin, end = partition_range(partition)
         if after >= end:
             continue
         first = max(begin, after + b"\0" if after else begin)
@@ -324,7 +325,7 @@ def floor(local_partitions: LocalPartitions, request: FloorRequest, now: int) ->
     yield Settle()
     found = []
     for partition in partitions:
-        found.append((yield from local_partitions.digest(partition, request.stamp, kind)))
+        found.append((yield from local_partitions.digests.of(partition, request.stamp, kind)))
         if len(found) % 16 == 0:
             yield Pause()
     return DigestsReply(b"".join(found), bytes(len(found)), bytes(4 * len(found)), kind=kind)

@@ -11,10 +11,10 @@ from collections.abc import Generator
 from typing import Any, Final
 
 from dstash.cluster.replication.handlers import unpack_partitions
-from dstash.cluster.replication.partitions import LocalPartitions, bounds
+from dstash.cluster.replication.partitions import LocalPartitions
 from dstash.cluster.replication.tasks import Effect, Pause
 from dstash.limits import PARTITIONS
-from dstash.store.record import HEAD_BYTES, VERSION_END, is_live_head
+from dstash.store.record import HEAD_BYTES, VERSION_END, is_live_head, partition_range
 from dstash.wire.messages import IndexesReply, IndexesRequest
 
 #: Records that are counted for one request, about.
@@ -88,7 +88,7 @@ def _find(
     local_partitions: LocalPartitions, partition: int, sizes: dict[bytes, _Size]
 ) -> Generator[Effect, Any, None]:
     """Find the indexes of a partition by seeking from each one to the next."""
-    begin, end = bounds(partition)
+    begin, end = partition_range(partition)
     while begin:
         with local_partitions.store.snapshot() as snapshot:
             for _ in range(_MAX_SEEKS):

@@ -1,8 +1,4 @@
-"""The partitions of one store: their digests, horizons, promises and times of change.
-
-A digest is computed on request and cached until its partition changes. A walk reads in slices, each
-with its own snapshot, so that no snapshot is held for long.
-"""
+"""The partitions of one store: their digests, horizons, promises and times of change."""
 
 from __future__ import annotations
 
@@ -14,28 +10,25 @@ from itertools import islice
 from typing import Final
 
 from dstash.cluster.replication.corruption import Corruption
+from dstash.cluster.replication.digests.digests import Digests, Entries, slices
 from dstash.cluster.replication.drops import Drops
 from dstash.cluster.replication.lineage import Lineage, StoreMemory
 from dstash.cluster.replication.tasks import Effect, Merge, Pause
 from dstash.cluster.topology.drops import Drop
 from dstash.limits import PARTITIONS
-from dstash.store.digest import BUCKETS, DigestKind, Sum, bucket_of
 from dstash.store.interface import Snapshot, Store
-from dstash.store.record import partition_in
+from dstash.store.record import partition_in, partition_range
 from dstash.store.register.ballot import registers_between
 from dstash.version import MAX_STAMP, Stamp
 
 #: Default number of records walked in one scheduler step: checking them is faster than a look-up.
 SLICE: Final = 50
-#: Slices of one partition after which a walk pauses for longer.
-_SLICES_PER_PAUSE: Final = 3
-
 #: Partitions tested for records in one scheduler step.
 _MAX_PARTITIONS_PER_STEP: Final = 64
 
-#: Cost of opening a partition, in records walked.
-_OPEN_COST_RECORDS: Final = 10
-_NO_DIGESTS: Final[dict[DigestKind, bytes]] = {}
+#: A write is noted by its keys if the store has this many times as many records, else by its
+#: partitions: most of their records would be read again anyway.
+_RECORDS_PER_KEY: Final = 16
 
 #: A partition that changed within this time is busy: its replicas may differ for a moment.
 BUSY_MS: Final = 2000
@@ -61,16 +54,6 @@ LOWERED_MARK: Final = b"lowered"
 #: The highest stamp up to which this peer has promised to refuse writes of clients, 8 bytes.
 FLOOR_MARK: Final = b"floor"
 
-Entries = list[tuple[bytes, bytes]]
-
-Walking = Generator[Effect, None, "bytes"]
-
-
-def bounds(partition: int) -> tuple[bytes, bytes]:
-    """Return the range of storage keys of a partition."""
-    end = partition + 1
-    return partition.to_bytes(2, "big"), end.to_bytes(2, "big")
-
 
 class LocalPartitions:
     """The partitions of one store, with their state in memory.
@@ -86,10 +69,9 @@ class LocalPartitions:
         self.slice_records = slice_records
         self.corruption = Corruption()
         self.drops = Drops()
-        #: By partition and kind.
-        self._digests: dict[int, dict[DigestKind, bytes]] = {}
-        self._work = 0  # since the last pause, in records walked
-        self._changes = array("Q", bytes(8 * PARTITIONS))
+        self.digests = Digests(
+            store, self.drops, self.corruption, lambda number: self.horizons[number], slice_records
+        )
         self._changed_at = array("Q", bytes(8 * PARTITIONS))
         self._pushed_since = self._pushed_at = 0
         self._compared_at: dict[str, array[int]] = {}
@@ -108,8 +90,6 @@ class LocalPartitions:
         self.unreconciled: dict[tuple[int, str], Stamp] = {}
         #: Shorter where tombstone GC runs often, so that repairs find time between two promises.
         self.promise_ms = PROMISE_MS
-        self._expirable: dict[int, bool] = {}
-        self._counts = array("L", bytes(array("L").itemsize * PARTITIONS))
         #: Whether the store is known to be as new as the other peers have seen it.
         self.freshness_confirmed = False
         #: The highest horizon of any partition.
@@ -135,11 +115,19 @@ class LocalPartitions:
     # -- changes
 
     def changed(self, partitions: Iterable[int], now: int) -> None:
-        """Record that partitions changed."""
+        """Record that any records of partitions may have changed."""
         for partition in partitions:
-            self._digests.pop(partition, None)
-            self._changes[partition] += 1
+            self.digests.changed(partition)
             self._changed_at[partition] = now
+
+    def changed_keys(self, storage_keys: Sequence[bytes], now: int) -> None:
+        """Record that records may have changed."""
+        if len(storage_keys) > self.digests.records // _RECORDS_PER_KEY + 1:
+            self.changed(set(map(partition_in, storage_keys)), now)
+            return
+        for storage_key in storage_keys:
+            self.digests.changed_key(storage_key)
+            self._changed_at[partition_in(storage_key)] = now
 
     def pushed(self, now: int) -> None:
         """Record that another peer sends writes that this peer missed."""
@@ -176,23 +164,10 @@ class LocalPartitions:
         """Discard the times of comparisons with a peer."""
         self._compared_at.pop(peer, None)
 
-    def scrub(self, partition: int) -> Walking:
-        """Check every record of a partition, and recompute its digest."""
-        self._digests.pop(partition, None)
-        return (yield from self.digest(partition))
-
-    def has_expirable(self, partition: int) -> bool:
-        """Whether the last walk of a partition found tombstones or records that expire."""
-        return self._expirable.get(partition, False)
-
-    def count(self, partition: int) -> int:
-        """Return how many records the last walk of a partition found."""
-        return self._counts[partition]
-
     def install_drops(self, drops: tuple[Drop, ...]) -> None:
         """Take the drops of another topology."""
         if self.drops.install(drops):
-            self._digests.clear()
+            self.digests.clear()
 
     # -- horizons
 
@@ -239,7 +214,7 @@ class LocalPartitions:
             horizons[partition] = max(stamp, horizons[partition])
             self.newest_horizon = max(stamp, self.newest_horizon)
             self._promises.pop(partition, None)
-            self._digests.pop(partition, None)
+            self.digests.horizon_changed(partition)
         self.horizons = horizons
         return HORIZONS_MARK, horizons.tobytes()
 
@@ -249,7 +224,7 @@ class LocalPartitions:
         for partition, earlier in before.items():
             if horizons[partition] == stamp:
                 horizons[partition] = earlier
-                self._digests.pop(partition, None)
+                self.digests.horizon_changed(partition)
         self.horizons, self.newest_horizon = horizons, max(horizons)
 
     def adopt(self, horizons: Mapping[int, Stamp]) -> tuple[bytes, bytes]:
@@ -262,7 +237,7 @@ class LocalPartitions:
         horizons = self.horizons[:]
         for partition in partitions:
             horizons[partition] = 0
-            self._digests.pop(partition, None)
+            self.digests.horizon_changed(partition)
         self.horizons, self.newest_horizon = horizons, max(horizons)
         return HORIZONS_MARK, horizons.tobytes()
 
@@ -334,7 +309,7 @@ class LocalPartitions:
         for partition, horizon in enumerate(lowered):
             if horizon > ceiling:
                 lowered[partition] = ceiling
-                self._digests.pop(partition, None)
+                self.digests.horizon_changed(partition)
         self.horizons, self.newest_horizon = lowered, max(lowered)
         self._promises = {
             partition: promise
@@ -401,7 +376,7 @@ class LocalPartitions:
 
         A slice has ``limit`` records; 0 means ``slice_records``.
         """
-        begin, end = bounds(partition)
+        begin, end = partition_range(partition)
         limit = limit or self.slice_records
         with self.store.snapshot() as snapshot:
             return list(islice(snapshot.walk(after + b"\0" if after else begin, end), limit))
@@ -413,7 +388,7 @@ class LocalPartitions:
         first = partition_in(after) if after else 0
         with self.store.snapshot() as snapshot:
             for partition in partitions[bisect_left(partitions, first) :]:
-                begin, end = bounds(partition)
+                begin, end = partition_range(partition)
                 begin = max(begin, after + b"\0") if after else begin
                 entries += islice(snapshot.walk(begin, end), limit - len(entries))
                 if len(entries) >= limit:
@@ -426,7 +401,7 @@ class LocalPartitions:
         first = partition_in(after) if after else 0
         with self.store.snapshot() as snapshot:
             for partition in partitions[bisect_left(partitions, first) :]:
-                begin, end = bounds(partition)
+                begin, end = partition_range(partition)
                 begin = max(begin, after + b"\0") if after else begin
                 found = registers_between(snapshot.walk, begin, end)
                 entries += islice(found, self.slice_records - len(entries))
@@ -444,73 +419,19 @@ class LocalPartitions:
 
     def _empty_among(self, partitions: Iterable[int]) -> Iterator[int]:
         held = 0  # the first partition with records, as far as the walk went
-        _, end = bounds(PARTITIONS - 1)
+        _, end = partition_range(PARTITIONS - 1)
         with self.store.snapshot() as snapshot:
             for partition in partitions:
                 if partition > held or not partition:
-                    first = next(snapshot.walk(bounds(partition)[0], end), None)
+                    first = next(snapshot.walk(partition_range(partition)[0], end), None)
                     held = PARTITIONS if first is None else partition_in(first[0])
                 if partition < held:
                     yield partition
 
     def slices(self, partition: int) -> Iterator[Entries]:
         """Yield a partition in slices, each from its own snapshot."""
-        after = b""
-        while True:
-            entries = self.walk(partition, after)
-            yield entries
-            if len(entries) < self.slice_records:
-                return
-            after = entries[-1][0]
+        return self.slices_between(*partition_range(partition))
 
-    def known_digests(self, partitions: Iterable[int], kind: DigestKind) -> list[bytes | None]:
-        """Return the digests of partitions; None for those that are not known without a task."""
-        digests, unswept, none = self._digests, self.drops.unswept, _NO_DIGESTS
-        # A digest from before a drop may cover records that are still to be removed.
-        return [
-            None if partition in unswept else digests.get(partition, none).get(kind)
-            for partition in partitions
-        ]
-
-    def digest(
-        self,
-        partition: int,
-        until: Stamp | None = None,
-        kind: DigestKind = DigestKind.CONTENT,
-    ) -> Walking:
-        """Return (as a task) the digest of a partition; of records up to ``until`` if given."""
-        known = self.known_digests([partition], kind)[0] if until is None else None
-        if known is not None:
-            return known
-        # For a proposed horizon only the records that are live at it have to be equal: some
-        # replicas may already have dropped the tombstones, and others not yet.
-        horizon = self.horizons[partition]
-        total = Sum(horizon if until is None else until, until, kind)
-        before, corrupt = self._changes[partition], self.corruption.known(partition)
-        for number, entries in enumerate(self.slices(partition), 1):
-            total.add(self.drops.present(entries))
-            if len(entries) == self.slice_records:
-                # Requests have priority over walks.
-                yield Pause(int(number % _SLICES_PER_PAUSE == 0))
-        self.corruption.checked(partition, corrupt, total.corrupt)
-        is_whole = before == self._changes[partition] and horizon == self.horizons[partition]
-        if until is None and is_whole:
-            self._digests.setdefault(partition, {})[kind] = total.digest()
-            self._expirable[partition] = total.expirable
-            self._counts[partition] = total.count
-        self._work += _OPEN_COST_RECORDS + total.count
-        if self._work >= self.slice_records:
-            self._work = 0
-            yield Pause()
-        return total.digest()
-
-    def buckets(self, partition: int, kind: DigestKind = DigestKind.CONTENT) -> Walking:
-        """Return (as a task) the concatenated bucket digests of a partition."""
-        sums = [Sum(self.horizons[partition], kind=kind) for _ in range(BUCKETS)]
-        for entries in self.slices(partition):
-            for entry in self.drops.present(entries):
-                sums[bucket_of(entry[0])].add([entry])
-            yield Pause()
-        for bucket_sum in sums:
-            self.corruption.report(bucket_sum.corrupt)
-        return b"".join([bucket_sum.digest() for bucket_sum in sums])
+    def slices_between(self, begin: bytes, end: bytes) -> Iterator[Entries]:
+        """Yield a range of storage keys in slices, each from its own snapshot."""
+        return slices(self.store, begin, end, self.slice_records)

@@ -323,8 +323,9 @@ def _compare(
         partition for partition, flag in zip(partitions, flags, strict=True) if flag == CORRUPT
     )
     differing: list[int] = []
+    own_digests, kind = replica.local_partitions.digests, kind_of(reply.kind)
     for partition, digest in zip(partitions, digests, strict=True):
-        own_digest = yield from replica.local_partitions.digest(partition, kind=kind_of(reply.kind))
+        own_digest = yield from own_digests.of(partition, kind=kind)
         if digest != own_digest and (digest != EMPTY or partition in beyond):
             differing.append(partition)
     if differing:

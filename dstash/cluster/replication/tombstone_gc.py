@@ -13,8 +13,8 @@ from collections.abc import Generator, Sequence
 from typing import Any, Final
 
 from dstash.cluster.replication import handlers
+from dstash.cluster.replication.digests.digests import OPEN_COST_RECORDS, Entries
 from dstash.cluster.replication.handlers import pack_partitions, unpack_partitions
-from dstash.cluster.replication.partitions import Entries
 from dstash.cluster.replication.replica import Replica
 from dstash.cluster.replication.tasks import Effect, Merge, Notify, Pause
 from dstash.cluster.replication.transfer import ask, split_digests
@@ -81,7 +81,7 @@ def _walk_sole_replicas(replica: Replica) -> Reaping:
     view = replica.view()
     for partition in range(PARTITIONS):
         if view.readers[partition] == (replica.me,):
-            yield from replica.local_partitions.digest(partition)
+            yield from replica.local_partitions.digests.of(partition)
             if partition % 64 == 0:
                 yield Pause()
 
@@ -97,7 +97,8 @@ def _by_replicas(replica: Replica, stamp: Stamp) -> dict[tuple[str, ...], list[i
             continue
         # A drop ends when all horizons have passed its stamp.
         is_before = local_partitions.horizons[partition] < dropped <= stamp
-        if (is_before or local_partitions.has_expirable(partition)) and _can_agree(view, peers):
+        is_useful = is_before or local_partitions.digests.gains_from(partition, stamp)
+        if is_useful and _can_agree(view, peers):
             groups.setdefault(peers, []).append(partition)
     return groups
 
@@ -200,24 +201,21 @@ def _set_horizon(replica: Replica, others: Sequence[str], decision: SetHorizon) 
 def reap_all(replica: Replica) -> Reaping:
     """Drop reapable records (tombstones, expired records) up to the horizons, in small commits."""
     local_partitions = replica.local_partitions
-    partitions = [
-        partition
-        for partition in range(PARTITIONS)
-        if local_partitions.horizons[partition] and local_partitions.has_expirable(partition)
-    ]
-    after = b""
     reapable: list[tuple[bytes, bytes]] = []
-    while True:
-        entries = local_partitions.walk_all(partitions, after)
-        reapable += _reapable(entries, local_partitions.horizons)
-        is_last = len(entries) < local_partitions.slice_records
-        if reapable and (is_last or len(reapable) >= _MAX_DROPS):
-            yield Merge(drops=reapable)
-            reapable = []
-        if is_last:
-            return
-        after = entries[-1][0]
-        yield Pause()
+    read = 0
+    for partition in range(PARTITIONS):
+        for begin, end in local_partitions.digests.reapable_ranges(partition):
+            for entries in local_partitions.slices_between(begin, end):
+                reapable += _reapable(entries, local_partitions.horizons)
+                if len(reapable) >= _MAX_DROPS:
+                    yield Merge(drops=reapable)
+                    reapable = []
+                read += len(entries) + OPEN_COST_RECORDS
+                if read >= local_partitions.slice_records:
+                    read = 0
+                    yield Pause()
+    if reapable:
+        yield Merge(drops=reapable)
 
 
 def _reapable(entries: Entries, horizons: Sequence[Stamp]) -> list[tuple[bytes, bytes]]:

@@ -43,7 +43,7 @@ from dstash.peer.commits.votes import (
 )
 from dstash.peer.telemetry.meters import CommitStats, outcome_of
 from dstash.store.interface import LIVE, UNSURE, Merged, Store, Write
-from dstash.store.record import VERSION_END, Keyspace, head, partition_in
+from dstash.store.record import VERSION_END, Keyspace, head
 from dstash.store.sealing import seal
 from dstash.types import RecordFlag
 from dstash.version import VERSION_BYTES, WRITER_BYTES, Stamp, Version, newest_stamp, pack
@@ -54,7 +54,6 @@ from dstash.wire.replication import Push
 from dstash.wire.shapes import Message
 
 _KEY: Final = itemgetter(0)
-_PREFIX: Final = itemgetter(slice(2))
 
 #: The places of the only entry of a write.
 _ONLY: Final = range(1)
@@ -101,8 +100,8 @@ class Commit:
     done: list[tuple[Internal, DStashError | None]] = field(default_factory=list)
     #: How many keys of each other write were accepted.
     sizes: list[int] = field(default_factory=list)
-    #: Partitions with records that may have changed.
-    changed: set[int] = field(default_factory=set)
+    #: Storage keys of records that may have changed.
+    changed: list[bytes] = field(default_factory=list)
     #: Storage keys whose records were found corrupt.
     corrupt: list[bytes] = field(default_factory=list)
     #: Storage keys of registers that were not merged, because a later round is promised here.
@@ -218,19 +217,18 @@ class Commit:
     def _accept(self, waiting: WaitingWrite, prepared: Prepared, merged: Merged) -> None:
         if waiting.entry is not None and not (merged.superseded or merged.corrupt):
             self.plain += 1
-            self.changed.add(partition_in(waiting.entry[0]))
+            self.changed.append(waiting.entry[0])
             self.sizes.append(1)
             self.replies.append((waiting.ticket, STORED))
             return
         write = prepared.write
-        touched = map(_KEY, chain(write.entries, write.drops, write.replacements))
-        prefixes = set(map(_PREFIX, chain(touched, voted_keys(write))))
+        self.changed += map(_KEY, chain(write.entries, write.drops, write.replacements))
+        self.changed += voted_keys(write)
         codes = {code for _, code, _ in prepared.rejected}
         self.skewed = self.skewed or bool({ClockSkew.code, Busy.code} & codes)
         self.corrupt += [write.entries[place][0] for place in merged.corrupt]
         self.corrupt += corrupt_keys(write, merged)
         self.preempted += [write.entries[place][0] for place in merged.preempted]
-        self.changed.update(int.from_bytes(prefix, "big") for prefix in prefixes)
         if self.recent is not None and not isinstance(waiting.message, Put | Delete):
             self.recent.note(write.entries, merged.existed, self.rules.now)
             unsure = bytes((UNSURE,)) * len(merged.replaced)

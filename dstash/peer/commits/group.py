@@ -125,7 +125,7 @@ class GroupCommit:
         """
         # A majority may hold later stamps by now: the client retries in a moment.
         self._clock.is_due = self._clock.is_due or commit.skewed
-        self._local_partitions.changed(commit.changed, now)
+        self._local_partitions.changed_keys(commit.changed, now)
         self._local_partitions.corruption.report(commit.corrupt)
         self.preempted.update(commit.preempted)
         for internal, error in commit.done:

@@ -21,7 +21,7 @@ from dstash.peer.admission.writes import WaitingWrite
 from dstash.peer.short.checks import ShortChecks
 from dstash.peer.telemetry.meters import CommitStats, Meters
 from dstash.store.interface import Store
-from dstash.store.record import head, partition_in
+from dstash.store.record import head
 from dstash.store.sealing import seal
 from dstash.version import VERSION_BYTES, Version, newest_stamp, stamp_milliseconds, write_stamp
 from dstash.wire import codec
@@ -185,7 +185,7 @@ class ShortWrites:
             if put.fatal is None:
                 self._backlog.put_back(put.write)
             return False
-        self._local_partitions.changed((partition_in(put.entry[0]),), now)
+        self._local_partitions.changed_keys((put.entry[0],), now)
         return self._backlog.committed((put.write,), now)
 
     def _may_begin(self, message: Put, now: int) -> bool:

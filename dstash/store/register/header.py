@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 from dstash.errors import ProtocolError
 from dstash.store.record import CHECKSUM_END, HEAD_BYTES, VERSION_END
 from dstash.types import RecordFlag
-from dstash.version import WRITE_BYTES, Stamp, newest_stamp
+from dstash.version import MAX_STAMP, WRITE_BYTES, Stamp, newest_stamp
 
 CALLER_BYTES: Final = 8
 MAX_ANSWER_BYTES: Final = 32
@@ -161,15 +161,22 @@ def is_register(record: bytes) -> bool:
 
 
 def is_collectable(record: bytes, stamp: Stamp) -> bool:
-    """Whether a register may be dropped when ``stamp`` is the horizon.
+    """Whether a register may be dropped when ``stamp`` is the horizon."""
+    # Most registers are newer.
+    is_covered = newest_stamp(record[CHECKSUM_END:VERSION_END]) <= stamp
+    return is_covered and collectable_from(record) <= stamp
+
+
+def collectable_from(record: bytes) -> Stamp:
+    """Return the lowest horizon at which a register may be dropped; above every stamp if at none.
 
     Only a tombstone may, and only if every request that it knows is covered by the horizon too:
     afterwards the horizon alone says which requests are too old to be recognised. A tombstone with
     a fencing token stays, because nothing else would refuse a lower token.
     """
     if not record[VERSION_END] & _TOMBSTONE:
-        return False
-    if newest_stamp(record[CHECKSUM_END:VERSION_END]) > stamp:
-        return False
+        return MAX_STAMP + 1
     header, _ = split(record[HEAD_BYTES:])
-    return not header.fence and header.newest_number <= stamp
+    if header.fence:
+        return MAX_STAMP + 1
+    return max(newest_stamp(record[CHECKSUM_END:VERSION_END]), header.newest_number)

@@ -93,13 +93,17 @@ def test_content_digest_differs_where_version_digest_is_equal() -> None:
     for kind, differ in ((DigestKind.VERSIONS, False), (DigestKind.CONTENT, True)):
         for _ in range(2):  # computed once, then cached
             mine, theirs = (
-                cluster.run(peer, cluster.peers[peer].local_partitions.digest(PARTITION, kind=kind))
+                cluster.run(
+                    peer, cluster.peers[peer].local_partitions.digests.of(PARTITION, kind=kind)
+                )
                 for peer in "ab"
             )
             assert (mine != theirs) is differ
         assert (
-            cluster.run("a", cluster.peers["a"].local_partitions.buckets(PARTITION, kind))
-            != cluster.run("b", cluster.peers["b"].local_partitions.buckets(PARTITION, kind))
+            cluster.run("a", cluster.peers["a"].local_partitions.digests.buckets(PARTITION, kind))
+            != cluster.run(
+                "b", cluster.peers["b"].local_partitions.digests.buckets(PARTITION, kind)
+            )
         ) is differ
 
 

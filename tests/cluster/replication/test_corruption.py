@@ -53,15 +53,15 @@ def run(task: Generator[Any, Any, Any]) -> None:
 def test_partition_past_the_limit_is_corrupt_until_read() -> None:
     first, late = keys(7, KEPT), keys(8, 2)
     local_partitions = holdings_of(*first, *late)
-    run(local_partitions.scrub(7))
-    run(local_partitions.scrub(8))
+    run(local_partitions.digests.scrub(7))
+    run(local_partitions.digests.scrub(8))
     corruption = local_partitions.corruption
     assert (len(corruption), corruption.found) == (KEPT, KEPT), "memory is bounded"
     assert 8 in corruption
     assert corruption.to_check() == [], "there is no room to know them"
     corruption.forget(corruption.known(7))
     assert corruption.to_check() == [8]
-    run(local_partitions.scrub(8))
+    run(local_partitions.digests.scrub(8))
     assert (len(corruption), corruption.to_check()) == (2, []), "they are tracked now"
     corruption.forget(corruption.known(8))
     assert 8 not in corruption
@@ -71,22 +71,22 @@ def test_partition_past_the_limit_is_corrupt_until_read() -> None:
 def test_partition_past_the_limit_is_sound_after_a_clean_read() -> None:
     first, late = keys(7, KEPT), keys(8, 2)
     local_partitions = holdings_of(*first, *late)
-    run(local_partitions.scrub(7))
-    run(local_partitions.scrub(8))
+    run(local_partitions.digests.scrub(7))
+    run(local_partitions.digests.scrub(8))
     write_again(local_partitions, *late)
-    run(local_partitions.scrub(8))
+    run(local_partitions.digests.scrub(8))
     assert 8 not in local_partitions.corruption
 
 
 def test_rewritten_record_is_sound_after_a_scrub() -> None:
     names = keys(7, 3)
     local_partitions = holdings_of(*names)
-    run(local_partitions.scrub(7))
+    run(local_partitions.digests.scrub(7))
     write_again(local_partitions, *names[:2])
-    run(local_partitions.scrub(7))
+    run(local_partitions.digests.scrub(7))
     assert len(local_partitions.corruption) == 1
     write_again(local_partitions, *names)
-    run(local_partitions.scrub(7))
+    run(local_partitions.digests.scrub(7))
     assert 7 not in local_partitions.corruption
     assert local_partitions.corruption.repaired == 3
 

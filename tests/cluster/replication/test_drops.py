@@ -336,11 +336,11 @@ class TestRepair:
         cluster = Cluster(joins=False)
         cluster.write("a", stamp_at(NOW - 5000))
         partitions = cluster.peers["a"].local_partitions
-        before = cluster.run("a", partitions.digest(PARTITION))
+        before = cluster.run("a", partitions.digests.of(PARTITION))
         partitions.install_drops((dropped(NOW),))
-        empty = cluster.run("a", cluster.peers["b"].local_partitions.digest(PARTITION))
+        empty = cluster.run("a", cluster.peers["b"].local_partitions.digests.of(PARTITION))
         assert before != empty
-        assert cluster.run("a", partitions.digest(PARTITION)) == empty
+        assert cluster.run("a", partitions.digests.of(PARTITION)) == empty
 
     def test_horizons_pass_a_drop_without_tombstones_and_not_before_its_stamp(self) -> None:
         cluster = Cluster(joins=False)

@@ -71,12 +71,12 @@ def test_digest_is_not_cached_when_horizon_moves_during_it() -> None:
     tombstone = seal(space, [b"k"], head(pack(4, b"test"), RecordFlag.TOMBSTONE), [b""])
     store.commit([Write(tombstone, NOW)])
     local_partitions = LocalPartitions(store, slice_records=1)
-    walking = local_partitions.digest(partition_of(b"k"))
+    walking = local_partitions.digests.of(partition_of(b"k"))
     next(walking)  # the tombstone was stored
     local_partitions.advance([partition_of(b"k")], 9)
     for _ in walking:
         pass
-    digest = result_of(local_partitions.digest(partition_of(b"k")))
+    digest = result_of(local_partitions.digests.of(partition_of(b"k")))
     assert digest == EMPTY, "tombstones below the horizon do not count"
 
 
@@ -85,7 +85,7 @@ def test_walk_pauses_after_every_third_slice() -> None:
     space = keyspace(b"i", frozenset(range(PARTITIONS)))
     keys = [key for n in range(100_000) if partition_of(key := b"%d" % n) == 7][:7]
     store.commit([Write(seal(space, keys, head(pack(4, b"test")), [b"\1"] * 7), NOW)])
-    effects = list(LocalPartitions(store, slice_records=1).digest(7))
+    effects = list(LocalPartitions(store, slice_records=1).digests.of(7))
     rests = [effect.milliseconds for effect in effects if isinstance(effect, Pause)]
     assert rests == [0, 0, 1, 0, 0, 1, 0, 0], "seven slices, and the end"
 

@@ -24,7 +24,7 @@ def deleted(*, joins: bool = False) -> Cluster:
     cluster = Cluster(joins=joins)
     for peer in "abc":
         cluster.write(peer, stamp_at(NOW - 90_000), flags=RecordFlag.TOMBSTONE)
-        cluster.run(peer, cluster.peers[peer].local_partitions.digest(PARTITION))
+        cluster.run(peer, cluster.peers[peer].local_partitions.digests.of(PARTITION))
     return cluster
 
 

@@ -192,8 +192,10 @@ def test_changed_partitions_are_known(peer: Peer, twin: Peer) -> None:
     for each in (peer, twin):
         answers(each, frames())
     local = peer.core.local_partitions
-    assert local._changes == twin.core.local_partitions._changes
-    assert any(local._changes)
+    assert local.digests._changes == twin.core.local_partitions.digests._changes
+    assert any(local.digests._changes)
+    assert local._changed_at == twin.core.local_partitions._changed_at
+    assert any(local._changed_at)
 
 
 def test_put_that_nothing_waits_for_leaves_the_background_idle(peer: Peer) -> None:

@@ -8,7 +8,7 @@ from random import Random
 from unittest import mock
 
 from dstash.cluster.repair.hints import Hints
-from dstash.cluster.replication.partitions import LocalPartitions
+from dstash.cluster.replication.digests.digests import Digests
 from dstash.version import newest_stamp
 from tests.simulation.planted.registry import plant, planted_conditions
 from tests.simulation.profiles.meetings import late_touch
@@ -35,4 +35,4 @@ class TouchesAreUnseen(World):
         """
         yield mock.patch("dstash.store.digest.write_stamp", newest_stamp)
         yield mock.patch.object(Hints, "add")
-        yield mock.patch.object(LocalPartitions, "has_expirable", return_value=True)
+        yield mock.patch.object(Digests, "gains_from", return_value=True)
