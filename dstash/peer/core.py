@@ -172,7 +172,10 @@ class PeerCore:
         """Return how many milliseconds to wait for an event before the next tick."""
         if self.is_idle_at(now):  # to ask all again would take longer than to answer a look-up
             return self._idle_until - now
-        return min(_CALM_WAIT_MS if self.is_calm else _MAX_WAIT_MS, self.wakeup(now))
+        waits = _MAX_WAIT_MS
+        if self.is_calm:  # the history has a sample of each second
+            waits = max(1, min(_CALM_WAIT_MS, self.history.due - now))
+        return min(waits, self.wakeup(now))
 
     def _rest(self, now: int) -> None:
         """Note until when there is nothing to do, at the end of a tick."""
@@ -320,7 +323,7 @@ class PeerCore:
 
 #: The longest wait for events, and while nothing is soon due that ``wakeup`` does not know of.
 _MAX_WAIT_MS: Final = 200
-_CALM_WAIT_MS: Final = 500
+_CALM_WAIT_MS: Final = 1000
 
 #: An answer of up to this many bytes is sent however many wait to be read.
 _SMALL_ANSWER: Final = 128 * 1024

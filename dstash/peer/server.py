@@ -320,6 +320,7 @@ class PeerServer:
         for peer, parts in self._links.events(ready):
             if parts is None:
                 self._core.outgoing.lost(peer)
+                self._agent.refresh()  # its process may have ended
             else:
                 self._core.outgoing.answered(peer, parts, wall())
 

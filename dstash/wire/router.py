@@ -27,9 +27,11 @@ _log = Logger("dstash.wire")
 _EVENTS: Final = int(zmq.EVENTS)
 _INPUT: Final = int(zmq.POLLIN)
 
-#: Seconds between two checks of the connections, when there are few; and while no message moves.
+#: Seconds between two checks of the connections, when there are few; while no message moves; and
+#: when little has moved for some time.
 _CHECK_INTERVAL_S: Final = 0.05
 _QUIET_INTERVAL_S: Final = 0.1
+_CALM_INTERVAL_S: Final = 0.25
 #: Frames of one message that are discarded in one call.
 _DISCARDED_FRAMES: Final = 10_000
 
@@ -223,8 +225,7 @@ class _Watch:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            pause = _QUIET_INTERVAL_S if self._connections.was_quiet else _CHECK_INTERVAL_S
-            due = time.monotonic() + pause * (1 + len(self._connections) / 100)
+            due = time.monotonic() + self._pause() * (1 + len(self._connections) / 100)
             while (left := due - time.monotonic()) > 0 and not self._stop.is_set():
                 # The descriptor is not ready again for events that are left.
                 if self._has_more or self._poller.poll(math.ceil(left * 1000)):
@@ -232,6 +233,11 @@ class _Watch:
                     if self._connections.are_too_many:
                         break
             self._check()
+
+    def _pause(self) -> float:
+        if self._connections.is_calm:
+            return _CALM_INTERVAL_S
+        return _QUIET_INTERVAL_S if self._connections.was_quiet else _CHECK_INTERVAL_S
 
     def _check(self) -> None:
         try:

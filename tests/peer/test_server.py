@@ -14,9 +14,10 @@ from structlog.testing import capture_logs
 from dstash import events
 from dstash.cluster.replication.tasks import Merge, Pause, Task
 from dstash.limits import MIB
+from dstash.peer.admission.requests import Reply
 from dstash.peer.assembly import Settings
 from dstash.peer.core import PeerCore
-from dstash.peer.server import PeerServer, wall
+from dstash.peer.server import PeerServer, _NoAgentYet, wall
 from dstash.peer.supervision import slow_disk
 from dstash.store.interface import Merged, Write
 from dstash.store.memory import TwinStore
@@ -134,3 +135,39 @@ def test_slow_commit_and_refused_client_are_logged(monkeypatch: pytest.MonkeyPat
     assert refused["why"] == "this is cluster 'test', not 'another'"
     assert refused["address"].startswith("127.0.0.1:")
     assert lines[events.DISK_SLOW]["commit_s"] >= 0.1
+
+
+class Agent(_NoAgentYet):
+    """An agent that counts how often it should read the membership."""
+
+    refreshed = 0
+
+    def refresh(self) -> None:
+        """Count."""
+        self.refreshed += 1
+
+
+def test_membership_is_read_soon_when_the_connection_to_a_peer_breaks() -> None:
+    context, agent = Context(), Agent()
+    other = Router(context, "tcp://127.0.0.1:*")
+    core = PeerCore(Settings("a", "test"), TwinStore(), wall())
+    server = PeerServer(core, Router(context, "tcp://127.0.0.1:*"), context, drain=1)
+    server.attach(agent)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+
+        def connect() -> list[Reply]:
+            assert server._links.send("b", other.address, encode(Envelope(1, 0, 0, Ping())))
+            return []
+
+        server.post(connect)
+        wait_until(lambda: other.receive() is not None, 10, "the message")
+        assert agent.refreshed == 0
+        other.close_after(0)
+        wait_until(lambda: agent.refreshed > 0, 10, "the connection to break")
+    finally:
+        server.stop()
+        thread.join(10)
+        context.close()
+    assert not thread.is_alive()

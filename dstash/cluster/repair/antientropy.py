@@ -189,6 +189,13 @@ def _differing(
     horizons = split_horizons(reply.horizons, len(partitions))
     differing: list[tuple[int, int]] = []
     kind, now = kind_of(reply.kind), replica.now()
+    recent, since = local_partitions.recent_replies, local_partitions.unchanged_since(now)
+    if recent.is_equal(peer, request, reply, now):
+        for partition in partitions:
+            compared_at[partition] = now
+        replica.compared += len(partitions)
+        return [], {}
+    are_all_equal = True
     for begin in range(0, len(partitions), PARTITIONS_PER_STEP):
         end = min(begin + PARTITIONS_PER_STEP, len(partitions))
         some = partitions[begin:end]
@@ -199,6 +206,7 @@ def _differing(
                 compared_at[partition] = now
             replica.compared += len(some)
             replica.differing.note_equal(some, peer)
+        are_all_equal = are_all_equal and is_equal
         for position in () if is_equal else range(begin, end):
             if flags[position] == BUSY:
                 continue
@@ -217,4 +225,6 @@ def _differing(
                 yield Pause()
         yield Pause()
         now = replica.now()
+    if are_all_equal:
+        recent.note_equal(peer, request, reply, since)
     return differing, dict(zip(partitions, horizons, strict=False))

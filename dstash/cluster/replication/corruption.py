@@ -35,6 +35,11 @@ class Corruption:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def is_any(self) -> bool:
+        """Whether any partition has corrupt records, tracked or not."""
+        return bool(self._waiting or self._overflowed)
+
     def __contains__(self, partition: int) -> bool:
         return partition in self._waiting or partition in self._overflowed
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from dstash.cluster.replication.corruption import Corruption
 from dstash.cluster.replication.digests.digests import Digests, Entries, slices
+from dstash.cluster.replication.digests.recent_replies import RecentReplies
 from dstash.cluster.replication.drops import Drops
 from dstash.cluster.replication.lineage import Lineage, StoreMemory
 from dstash.cluster.replication.tasks import Effect, Merge, Pause
@@ -73,8 +74,11 @@ class LocalPartitions:
             store, self.drops, self.corruption, lambda number: self.horizons[number], slice_records
         )
         self._changed_at = array("Q", bytes(8 * PARTITIONS))
+        #: The latest of these times.
+        self._last_change = 0
         self._pushed_since = self._pushed_at = 0
         self._compared_at: dict[str, array[int]] = {}
+        self.recent_replies = RecentReplies(self.unchanged_since)
         kept = store.marked(HORIZONS_MARK)
         #: By partition. Never changed in place: a commit on another thread may use it.
         self.horizons: array[int] = array("Q", kept or bytes(8 * PARTITIONS))
@@ -116,6 +120,7 @@ class LocalPartitions:
 
     def changed(self, partitions: Iterable[int], now: int) -> None:
         """Record that any records of partitions may have changed."""
+        self._last_change = max(now, self._last_change)
         for partition in partitions:
             self.digests.changed(partition)
             self._changed_at[partition] = now
@@ -125,6 +130,7 @@ class LocalPartitions:
         if len(storage_keys) > self.digests.records // _RECORDS_PER_KEY + 1:
             self.changed(set(map(partition_in, storage_keys)), now)
             return
+        self._last_change = max(now, self._last_change)
         for storage_key in storage_keys:
             self.digests.changed_key(storage_key)
             self._changed_at[partition_in(storage_key)] = now
@@ -142,14 +148,26 @@ class LocalPartitions:
         writes and fetch them a second time. This is bounded in time, because new writes may be
         missed continually.
         """
-        is_catching_up = (
-            0 <= now - self._pushed_at < BUSY_MS and 0 <= now - self._pushed_since < CATCHING_UP_MS
-        )
-        if is_catching_up:
+        if self._is_catching_up(now):
             return []
+        if now - self._last_change >= BUSY_MS:
+            return list(partitions)
         changed_at = self._changed_at
         # A time in the future was taken before the clock was set back.
         return [number for number in partitions if not 0 <= now - changed_at[number] < BUSY_MS]
+
+    def _is_catching_up(self, now: int) -> bool:
+        return (
+            0 <= now - self._pushed_at < BUSY_MS and 0 <= now - self._pushed_since < CATCHING_UP_MS
+        )
+
+    def unchanged_since(self, now: int) -> int | None:
+        """Return a number that is the same as long as all known digests and horizons are.
+
+        None if a comparison depends on more than these.
+        """
+        depends = self._is_catching_up(now) or self.corruption.is_any or self.drops.unswept
+        return None if depends else self.digests.generation
 
     def compared_at(self, peer: str, now: int) -> array[int]:
         """Return, by partition, when (milliseconds) it was last compared with a peer's replica.

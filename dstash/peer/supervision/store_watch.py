@@ -12,7 +12,7 @@ from dstash import threads
 _log = structlog.get_logger("dstash.peer")
 
 #: How often (seconds) the store is checked, and how often after a failure.
-_INTERVAL_S: Final = 0.5
+_INTERVAL_S: Final = 1.0
 _RETRY_INTERVAL_S: Final = 10.0
 
 

@@ -47,14 +47,15 @@ class History:
     def __init__(self, meters: Meters, now: int) -> None:
         self._meters = meters
         self._samples: deque[Sample] = deque(maxlen=KEPT)
-        self._next = _next(now)
+        #: When the next sample is due, in milliseconds since 1970.
+        self.due = _next(now)
         self._before = _read(meters)
 
     def note(self, now: int) -> None:
         """Take a sample if it is due."""
-        if now < self._next:
+        if now < self.due:
             return
-        self._next = _next(now)
+        self.due = _next(now)
         before, self._before = self._before, _read(self._meters)
         self._samples.append(_sample(now, before, self._before))
 

@@ -43,6 +43,9 @@ _SUM_INTERVAL_S: Final = 0.005
 #: While no message moves and memory grows by less, a check of connections is skipped, but for one
 #: check in this many seconds.
 _QUIET_GROWTH_BYTES, _QUIET_CHECK_S = 1024 * 1024, 1.0
+#: If checks find that no more bytes have moved, for this many seconds, they become rarer. Between
+#: two of them an endless message may fill some hundred MB more.
+_CALM_BYTES, _CALM_AFTER_S = 256 * 1024, 5.0
 #: Descriptors that are reserved: for links to other peers, the membership, files.
 _RESERVED_DESCRIPTORS: Final = 48
 #: libzmq frees the memory of a cut connection with a delay: return it to the system then.
@@ -102,6 +105,7 @@ class Connections:
         self._is_settled = False
         #: Whether nothing had moved at the last check.
         self.was_quiet = False
+        self._busy_at = self._sampled
         self.cuts = 0
         self._next_log_line = 0.0
         self._trims: list[float] = []  # times at which to return freed memory to the system
@@ -120,6 +124,11 @@ class Connections:
     def are_too_many(self) -> bool:
         """Whether ``check`` will cut connections."""
         return len(self._by_fd) > self.limits.connections
+
+    @property
+    def is_calm(self) -> bool:
+        """Whether little has moved for some time, at the last checks."""
+        return self._sampled - self._busy_at > _CALM_AFTER_S
 
     # -- the router's thread
 
@@ -260,7 +269,10 @@ class Connections:
             for connection in list(self._by_fd.values()):
                 connection.read_at = now  # it has nothing to read
             return
-        self._checked_traffic, self._is_settled = self._traffic(), True
+        traffic = self._traffic()
+        if not self._is_settled or traffic[1] - self._checked_traffic[1] > _CALM_BYTES:
+            self._busy_at = now
+        self._checked_traffic, self._is_settled = traffic, True
         forgiven = int((now - self._sampled) * _HEARTBEAT_BYTES_PER_S) + 1
         self._sampled = now
         closed = {
@@ -365,6 +377,8 @@ class Connections:
         before, self._used = self._used, self._memory.private()
         grown = self._used - before
         # Tiny frames use memory quickly: the growth until the next check counts already.
+        if grown >= _QUIET_GROWTH_BYTES:
+            self._busy_at = self._sampled
         if grown <= 0 or self._used + grown <= self.limits.memory or not live:
             return
         largest = max(live, key=lambda connection: max(connection.backlog, connection.debt))

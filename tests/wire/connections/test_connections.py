@@ -103,3 +103,23 @@ def test_check_samples_until_a_cut_connection_is_closed(samples: Samples) -> Non
     samples.served.close()
     samples.in_check()
     assert len(samples.connections) == 0
+
+
+def test_connections_are_calm_once_little_has_moved_for_some_seconds(samples: Samples) -> None:
+    def is_calm_after(seconds: float) -> bool:
+        for _ in range(round(seconds / 0.5)):
+            samples.connections.took(b"\0id", [bytes(1000)])
+            samples.now += 0.5
+            samples.connections.check()
+        return samples.connections.is_calm
+
+    assert not is_calm_after(5)
+    assert is_calm_after(1)
+    samples.connections.took(b"\0id", [bytes(MIB)])
+    samples.connections.check()
+    assert not samples.connections.is_calm
+    assert not is_calm_after(5)
+    assert is_calm_after(1)
+    samples.memory += 2 * MIB
+    samples.connections.check()
+    assert not samples.connections.is_calm, "a message without end"

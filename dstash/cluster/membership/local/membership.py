@@ -34,7 +34,7 @@ from dstash.store.legacy_topology import read_legacy_topology
 
 #: Seconds between two polls, and once nothing has changed for some time.
 _POLL_INTERVAL_S: Final = 0.1
-_CALM_INTERVAL_S: Final = 0.5
+_CALM_INTERVAL_S: Final = 1.0
 _CALM_AFTER_S: Final = 10.0
 #: Where earlier versions kept the topology.
 _LEGACY: Final = "topology.lmdb"
@@ -132,6 +132,9 @@ class LocalMembership:
 
     def wake(self) -> None:
         """See ``Membership.wake``."""
+        # What this call is for may show a moment later: the kernel releases the lock of a process
+        # that ends after its connections.
+        self._changed_at = time.monotonic()
         self._woken.set()
 
     def acquire(self, name: str) -> bool:

@@ -87,6 +87,8 @@ class Digests:
         self._slice_records = slice_records
         #: How many records the last walk of each partition found, in all.
         self.records = 0
+        #: Changes whenever a known digest or a horizon may have changed.
+        self.generation = 0
         #: By partition and kind: at the current horizon.
         self._known: dict[int, dict[DigestKind, bytes]] = {}
         self._segments: dict[int, Segments] = {}
@@ -109,15 +111,18 @@ class Digests:
             segments.touch(storage_key)
 
     def _note_change(self, partition: int) -> None:
+        self.generation += 1
         self._known.pop(partition, None)
         self._changes[partition] += 1
 
     def horizon_changed(self, partition: int) -> None:
         """Record that the horizon of a partition has changed."""
+        self.generation += 1
         self._known.pop(partition, None)
 
     def clear(self) -> None:
         """Discard all digests, because other records count as missing."""
+        self.generation += 1
         self._known.clear()
         self._segments.clear()
 
@@ -156,9 +161,8 @@ class Digests:
 
     def scrub(self, partition: int) -> Walking:
         """Check every record of a partition, and recompute its digest."""
-        self._known.pop(partition, None)
         self._segments.pop(partition, None)
-        return (yield from self.of(partition))
+        return (yield from self._compute(partition, None, DigestKind.CONTENT))
 
     def of(
         self,
@@ -168,8 +172,9 @@ class Digests:
     ) -> Walking:
         """Return (as a task) the digest of a partition; of records up to ``until`` if given."""
         known = self.known([partition], kind)[0] if until is None else None
-        if known is not None:
-            return known
+        return known if known is not None else (yield from self._compute(partition, until, kind))
+
+    def _compute(self, partition: int, until: Stamp | None, kind: DigestKind) -> Walking:
         # For a proposed horizon only the records that are live at it have to be equal: some
         # replicas may already have dropped the tombstones, and others not yet.
         horizon = self._horizon_of(partition) if until is None else until
@@ -178,7 +183,11 @@ class Digests:
         digest = (found.value & _SUM_MASK).to_bytes(DIGEST_BYTES, "big")
         is_valid = before == self._changes[partition] and horizon == self._horizon_of(partition)
         if until is None and is_valid:
-            self._known.setdefault(partition, {})[kind] = digest
+            digests = self._known.setdefault(partition, {})
+            if digests.get(kind, digest) != digest:  # a record was damaged on the disk
+                self.generation += 1
+                digests.clear()
+            digests[kind] = digest
             self.records += found.contents.records - self.count(partition)
             self._contents[partition] = found.contents
         self._work += OPEN_COST_RECORDS + found.read
