@@ -27,9 +27,9 @@ SLICE: Final = 50
 #: Partitions tested for records in one scheduler step.
 _MAX_PARTITIONS_PER_STEP: Final = 64
 
-#: A write is noted by its keys if the store has this many times as many records, else by its
-#: partitions: most of their records would be read again anyway.
-_RECORDS_PER_KEY: Final = 16
+#: A write is noted by its keys if the store has this many times as many records. Else it is noted
+#: by its partitions, because most of their segments would have to be read again anyway.
+_RECORDS_PER_KEY: Final = 200
 
 #: A partition that changed within this time is busy: its replicas may differ for a moment.
 BUSY_MS: Final = 2000
@@ -132,8 +132,7 @@ class LocalPartitions:
             return
         self._last_change = max(now, self._last_change)
         for storage_key in storage_keys:
-            self.digests.changed_key(storage_key)
-            self._changed_at[partition_in(storage_key)] = now
+            self._changed_at[self.digests.changed_key(storage_key)] = now
 
     def pushed(self, now: int) -> None:
         """Record that another peer sends writes that this peer missed."""

@@ -44,6 +44,7 @@ from dstash.peer.commits.votes import (
 from dstash.peer.telemetry.meters import CommitStats, outcome_of
 from dstash.store.interface import LIVE, UNSURE, Merged, Store, Write
 from dstash.store.record import VERSION_END, Keyspace, head
+from dstash.store.register.votes import Accepts
 from dstash.store.sealing import seal
 from dstash.types import RecordFlag
 from dstash.version import VERSION_BYTES, WRITER_BYTES, Stamp, Version, newest_stamp, pack
@@ -223,7 +224,8 @@ class Commit:
             return
         write = prepared.write
         self.changed += map(_KEY, chain(write.entries, write.drops, write.replacements))
-        self.changed += voted_keys(write)
+        if isinstance(write.votes, Accepts):  # a promise changes no record
+            self.changed += voted_keys(write)
         codes = {code for _, code, _ in prepared.rejected}
         self.skewed = self.skewed or bool({ClockSkew.code, Busy.code} & codes)
         self.corrupt += [write.entries[place][0] for place in merged.corrupt]

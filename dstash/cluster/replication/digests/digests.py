@@ -103,12 +103,13 @@ class Digests:
         self._segments.pop(partition, None)
         self._note_change(partition)
 
-    def changed_key(self, storage_key: bytes) -> None:
-        """Record that a record may have changed."""
+    def changed_key(self, storage_key: bytes) -> int:
+        """Record that a record may have changed; returns its partition."""
         partition = partition_in(storage_key)
         self._note_change(partition)
         if (segments := self._segments.get(partition)) is not None:
             segments.touch(storage_key)
+        return partition
 
     def _note_change(self, partition: int) -> None:
         self.generation += 1
