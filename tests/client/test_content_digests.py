@@ -84,7 +84,7 @@ class TestAfterTombstoneGc:
         joined.now += 60_000
         for core in joined.peers.values():
             for key in self.KEYS:
-                core.local_partitions._expirable[partition_of(key.encode())] = True
+                list(core.local_partitions.digests.of(partition_of(key.encode())))
             core.scheduler.spawn("agree", tombstone_gc.agree_all(core.maintenance.replica, 30_000))
         for _ in range(20):
             joined.settle()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -12,6 +14,7 @@ from dstash.client.operations.writes import ApplyOperation, DeleteOperation
 from dstash.client.session import Send, Session
 from dstash.cluster.repair.antientropy import compare_all
 from dstash.cluster.replication import tombstone_gc
+from dstash.cluster.replication.digests.digests import Digests
 from dstash.cluster.replication.tasks import Task
 from dstash.peer.maintenance import Pace
 from dstash.store.record import build_record, partition_of
@@ -25,14 +28,13 @@ SECOND = 1000
 
 
 @pytest.fixture
-def joined() -> Joined:
+def joined() -> Iterator[Joined]:
     """Replicas of a value, without background repair and tombstone GC."""
     made = Joined(pace=Pace(10**9, 10**9, 0))
     made.put({KEY: "v"}, "all")
     made.now += SECOND
-    for core in made.peers.values():
-        core.local_partitions._expirable[PARTITION] = True
-    return made
+    with mock.patch.object(Digests, "gains_from", lambda _, number, stamp: number == PARTITION):
+        yield made
 
 
 def touch(joined: Joined, ttl: int | None, *, at: int | None = None, level: str = "all") -> Any:

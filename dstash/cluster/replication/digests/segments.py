@@ -15,8 +15,11 @@ from typing import Final
 from dstash.store.digest import Contents, DigestKind, Sum
 from dstash.version import Stamp
 
-#: The most segments of one partition, for the sake of memory: some 300 bytes each.
-MAX_SEGMENTS: Final = 64
+#: The most segments of one partition, to bound the memory: each takes some 400 bytes.
+MAX_SEGMENTS: Final = 16
+
+#: By kind, the sums of a segment of which none is known.
+_NO_SUMS: Final[tuple[int | None, ...]] = (None,) * len(DigestKind)
 
 
 class Segment:
@@ -32,13 +35,14 @@ class Segment:
         self.begin = begin
         self.changes = 0
         self.contents = contents
-        self.sums: dict[DigestKind, int] = {}
+        #: By kind; None for those that are not known.
+        self.sums = _NO_SUMS
 
     def touch(self) -> None:
         """Record that a record may have changed."""
         self.changes += 1
         self.contents = None
-        self.sums = {}
+        self.sums = _NO_SUMS
 
     def sum_at(self, horizon: Stamp, until: Stamp | None, kind: DigestKind) -> int | None:
         """Return the sum of hashes as ``Sum`` would compute it; None if it is not known."""
@@ -47,23 +51,27 @@ class Segment:
             return None
         if until is not None and contents.newest > until:
             return None
-        return self.sums.get(kind)
+        return self.sums[kind]
 
     def note(self, found: Sum) -> None:
         """Take the result of a walk; what other walks have found is kept if it is still valid."""
         contents = self.contents
         if contents is None or not contents.valid_from <= found.horizon < contents.valid_until:
-            self.sums = {}
+            self.sums = _NO_SUMS
             self.contents = found.contents
-        self.sums[found.kind] = found.value
+        sums = list(self.sums)
+        sums[found.kind] = found.value
+        self.sums = tuple(sums)
 
     def joined(self, after: Segment) -> Segment:
         """Return this segment and the next one as one; what only one of them knows is lost."""
         if self.contents is None or after.contents is None:
             return Segment(self.begin)
         segment = Segment(self.begin, self.contents.joined(after.contents))
-        both = self.sums.keys() & after.sums.keys()
-        segment.sums = {kind: self.sums[kind] + after.sums[kind] for kind in both}
+        segment.sums = tuple(
+            None if first is None or last is None else first + last
+            for first, last in zip(self.sums, after.sums, strict=True)
+        )
         return segment
 
 
