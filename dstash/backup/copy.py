@@ -18,13 +18,12 @@ from operator import itemgetter
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 from dstash.backup.pieces import PieceWriter
-from dstash.cluster.replication.handlers import CORRUPT, kind_of, pack_partitions
-from dstash.cluster.replication.transfer import split_digests, split_flags
 from dstash.errors import ProtocolError, Unavailable
-from dstash.store.digest import EMPTY, DigestKind, Sum
+from dstash.store.digest import EMPTY, DigestKind, Sum, kind_of
 from dstash.store.record import outranks
 from dstash.version import Stamp
 from dstash.wire import codec
+from dstash.wire.packing import CORRUPT, pack_partitions, split_digests, split_flags
 from dstash.wire.replication import CopyReply, CopyRequest, DigestsReply, DigestsRequest
 from dstash.wire.shapes import Message
 

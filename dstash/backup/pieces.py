@@ -25,12 +25,12 @@ from typing import Any, BinaryIO, Final, NamedTuple
 from xxhash import xxh3_64_intdigest
 
 from dstash.backup.manifest import FORMAT, PARTITIONS_PER_PIECE, BackupError, Piece, parse_object
-from dstash.cluster.replication.transfer import batches
 from dstash.errors import ProtocolError
 from dstash.limits import MAX_FRAME_BYTES, PARTITIONS
 from dstash.store.record import MASK, VERSION_END, is_intact_under, split_storage_key
 from dstash.types import RecordFlag
 from dstash.wire import codec
+from dstash.wire.packing import batches
 
 Entries = list[tuple[bytes, bytes]]
 

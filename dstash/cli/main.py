@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -85,7 +84,9 @@ app.add_typer(store.app, cls=Commands, name="store")
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        output.line(f"dstash {version('dstash')} ({loops.description()})")
+        from dstash.about import __version__  # slow to load
+
+        output.line(f"dstash {__version__} ({loops.description()})")
         raise typer.Exit
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import random
 import time
@@ -133,6 +132,8 @@ class Load:
 
     async def run(self) -> None:
         """Run the load. ``record`` has the calls, even if the run is cancelled."""
+        import asyncio  # slow to load; every command imports this module
+
         began = time.perf_counter()
         self._end = began + self._shape.seconds
         callers = [asyncio.create_task(self._call()) for _ in range(self._shape.concurrency)]
@@ -146,6 +147,8 @@ class Load:
             await asyncio.gather(*callers, watcher, return_exceptions=True)
 
     async def _watch(self) -> None:
+        import asyncio
+
         for second in itertools.count(1):
             await asyncio.sleep(self._end - self._shape.seconds + second - time.perf_counter())
             self._tick(self.record.close_second())

@@ -93,6 +93,11 @@ class DigestKind(IntEnum):
     WRITES = 2
 
 
+def kind_of(number: int, best: DigestKind = DigestKind.CONTENT) -> DigestKind:
+    """Return the kind of digest that a message requests: ``best``, or else ``VERSIONS``."""
+    return best if number == best else DigestKind.VERSIONS
+
+
 #: By kind, begin and end of the hashed part of a record.
 _HASHED: Final = {
     DigestKind.VERSIONS: (CHECKSUM_END, VERSION_END),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from random import Random
 from typing import Final
 
-from dstash.cluster.replication.handlers import pack_partitions
 from dstash.version import pack, stamp_at
 from dstash.wire import codec
 from dstash.wire.envelope import Envelope, encode
@@ -25,6 +24,7 @@ from dstash.wire.messages import (
     StatusRequest,
     TopologyRequest,
 )
+from dstash.wire.packing import pack_partitions
 from dstash.wire.replication import (
     BucketsRequest,
     CopyRequest,

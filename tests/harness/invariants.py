@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from dstash import Client
-from dstash.cluster.replication.handlers import pack_partitions
 from dstash.limits import PARTITIONS
 from dstash.store.digest import DigestKind
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import Hello
+from dstash.wire.packing import pack_partitions
 from dstash.wire.replication import DigestsReply, DigestsRequest
 from dstash.wire.sockets import Context, Link, Poller
 from tests.harness.load import Load

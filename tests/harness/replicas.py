@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dstash import Client
-from dstash.cluster.replication.handlers import pack_partitions
-from dstash.cluster.replication.transfer import split_digests
 from dstash.cluster.topology.view import View
 from dstash.limits import PARTITIONS
 from dstash.store.digest import EMPTY
+from dstash.wire.packing import pack_partitions, split_digests
 from dstash.wire.replication import DigestsReply, DigestsRequest
 from tests.harness.peers import PATIENCE, Peers
 from tests.harness.waiting import wait_until

@@ -12,10 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dstash.cluster.replication.handlers import BUSY, pack_partitions
 from dstash.cluster.replication.partitions import BUSY_MS
 from dstash.cluster.replication.tasks import Merge, Task
-from dstash.cluster.replication.transfer import split_counts
 from dstash.cluster.topology.topology import Member, Topology
 from dstash.cluster.topology.view import View
 from dstash.errors import (
@@ -70,6 +68,7 @@ from dstash.wire.messages import (
     Want,
     Welcome,
 )
+from dstash.wire.packing import BUSY, pack_partitions, split_counts
 from dstash.wire.replication import (
     CopyReply,
     CopyRequest,

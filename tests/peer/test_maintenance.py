@@ -11,7 +11,6 @@ from structlog.testing import capture_logs
 from dstash import events
 from dstash.client.refusals import is_because
 from dstash.cluster.replication import corruption
-from dstash.cluster.replication.handlers import unpack_partitions
 from dstash.cluster.replication.partitions import HORIZONS_MARK
 from dstash.cluster.topology import transitions
 from dstash.cluster.topology.announcement import Announcement
@@ -26,6 +25,7 @@ from dstash.store.record import open_record, partition_of
 from dstash.types import RecordFlag
 from dstash.version import stamp_at
 from dstash.wire.envelope import decode
+from dstash.wire.packing import unpack_partitions
 from dstash.wire.replication import DigestsRequest
 from tests.harness.joined import START, Joined
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -80,6 +79,8 @@ def _check_plot() -> None:
 
 def _measure(run: invocation.Invocation, shape: Shape) -> tuple[Record, bool]:
     """Return the record of the run, and whether it ran for the full duration."""
+    import asyncio  # slow to load
+
     loads: list[Load] = []
     try:
         asyncio.run(_work(run, shape, loads))

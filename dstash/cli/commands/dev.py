@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import shlex
 import shutil
 import socket
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Collection, Iterator, Sequence
 from itertools import count, islice
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -23,6 +22,9 @@ from dstash.cli.console import output
 from dstash.cli.processes import STATE_FILE, DevCluster, Process, stop
 from dstash.config.client import DEV_MEMBERSHIP
 from dstash.errors import DStashError, TimedOut
+
+if TYPE_CHECKING:
+    from urllib.request import OpenerDirector
 
 app = typer.Typer(help="Run a cluster for development on this machine.", no_args_is_help=True)
 
@@ -33,8 +35,6 @@ _FIRST_HTTP_PORT: Final = 5100
 _STOP_TIMEOUT_S: Final = 10.0
 _POLL_INTERVAL_S: Final = 0.05
 _MAX_STATUS_BYTES: Final = 1 << 20
-#: Without the proxy that the environment may name: the peers are on this machine.
-_DIRECT: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _IN_USE: Final = os.strerror(errno.EADDRINUSE)
 
 Root = Annotated[Path, typer.Option("--dir", metavar="DIR", help="Directory of its data and logs.")]
@@ -227,12 +227,20 @@ def _start_again(cluster: DevCluster, process: Process, options: Sequence[str]) 
     return cluster.start(process.id, port, http_port, options)
 
 
+@functools.cache
+def _direct() -> OpenerDirector:
+    """Return what opens URLs without the proxy that the environment may name."""
+    from urllib.request import ProxyHandler, build_opener  # slow to load
+
+    return build_opener(ProxyHandler({}))
+
+
 def _is_ready(process: Process) -> bool:
     # Not /readyz: a foreign peer may answer there if it took the port first.
     try:
-        with _DIRECT.open(f"{process.http}/status", timeout=1) as answer:
+        with _direct().open(f"{process.http}/status", timeout=1) as answer:
             status = json.loads(answer.read(_MAX_STATUS_BYTES))
-    except (urllib.error.URLError, OSError, ValueError):
+    except (OSError, ValueError):
         return False  # not listening yet, or not a peer
     return bool(status.get("pid") == process.pid and status.get("ready"))
 

@@ -6,7 +6,6 @@ returns the result of the call. ``run_steps`` and ``run_steps_async`` drive it.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
@@ -70,6 +69,8 @@ def run_steps(steps: Steps[T], run: Callable[[Operation], Any]) -> T:
 
 async def run_steps_async(steps: Steps[T], run: Callable[[Operation], Awaitable[Any]]) -> T:
     """Drive a call of an asyncio client; ``run`` runs an operation."""
+    import asyncio  # slow to load, and blocking clients do not need it
+
     answer: Any = None
     try:
         step = next(steps)

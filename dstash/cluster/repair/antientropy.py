@@ -11,26 +11,22 @@ from contextlib import suppress
 from typing import Any, Final
 
 from dstash.cluster.repair.exchange import Exchanged, Exchanging, exchange, exchange_large
-from dstash.cluster.replication.handlers import (
-    BUSY,
-    PARTITIONS_PER_STEP,
-    PARTITIONS_PER_WALK,
-    kind_of,
-    pack_partitions,
-    unpack_partitions,
-)
+from dstash.cluster.replication.handlers import PARTITIONS_PER_STEP, PARTITIONS_PER_WALK
 from dstash.cluster.replication.replica import Replica
 from dstash.cluster.replication.tasks import Effect, Pause
-from dstash.cluster.replication.transfer import (
-    ask,
+from dstash.cluster.replication.transfer import ask
+from dstash.errors import Busy, ClockSkew, CorruptRecord, DiskFull, DStashError
+from dstash.limits import PARTITIONS
+from dstash.store.digest import DigestKind, kind_of
+from dstash.version import Stamp
+from dstash.wire.packing import (
+    BUSY,
+    pack_partitions,
     split_digests,
     split_flags,
     split_horizons,
+    unpack_partitions,
 )
-from dstash.errors import Busy, ClockSkew, CorruptRecord, DiskFull, DStashError
-from dstash.limits import PARTITIONS
-from dstash.store.digest import DigestKind
-from dstash.version import Stamp
 from dstash.wire.replication import DigestsReply, DigestsRequest
 
 Comparing = Generator[Effect, Any, None]

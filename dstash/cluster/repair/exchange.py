@@ -6,7 +6,6 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from dstash.cluster.replication.handlers import kind_of
 from dstash.cluster.replication.replica import Replica
 from dstash.cluster.replication.tasks import Effect, Pause
 from dstash.cluster.replication.throttle import Throttle
@@ -18,14 +17,14 @@ from dstash.cluster.replication.transfer import (
     newer_on_peer,
     pull,
     push,
-    split,
     version_in,
     versions_page,
 )
 from dstash.errors import Busy, ProtocolError
-from dstash.store.digest import DIGEST_BYTES, DigestKind, bucket_of, is_reapable_at
+from dstash.store.digest import DIGEST_BYTES, DigestKind, bucket_of, is_reapable_at, kind_of
 from dstash.store.record import ABSENT, horizon_stamp, partition_in, version_of
 from dstash.version import ZERO, Stamp, write_of
+from dstash.wire.packing import split
 from dstash.wire.replication import BucketsReply, BucketsRequest
 
 #: Buckets compared together: bounds the memory that a huge partition takes.

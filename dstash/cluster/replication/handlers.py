@@ -14,13 +14,20 @@ from dstash.cluster.replication.replica import RECORD_BYTES
 from dstash.cluster.replication.tasks import Effect, Merge, Pause, Settle
 from dstash.cluster.topology.life import Life
 from dstash.errors import CorruptRecord, DStashError, NotReady, ProtocolError
-from dstash.limits import PARTITIONS
-from dstash.store.digest import BUCKETS, DIGEST_BYTES, EMPTY, DigestKind, bucket_of
+from dstash.store.digest import BUCKETS, DIGEST_BYTES, EMPTY, DigestKind, bucket_of, kind_of
 from dstash.store.record import ABSENT, CHECKSUM_END, is_sound, partition_range, version_of
 from dstash.store.register.ballot import unpack_promise
 from dstash.version import stamp_milliseconds
 from dstash.wire import codec
 from dstash.wire.messages import Records
+from dstash.wire.packing import (
+    BUSY,
+    CORRUPT,
+    PAGE_BYTES,
+    check_partition,
+    pack_partitions,
+    unpack_partitions,
+)
 from dstash.wire.registers.consensus import PromisesReply, PromisesRequest
 from dstash.wire.replication import (
     BucketsReply,
@@ -42,17 +49,11 @@ from dstash.wire.replication import (
 )
 from dstash.wire.shapes import Frame, Message
 
-#: Maximum size of a page of records, except for a single larger record.
-PAGE_BYTES: Final = 512 * 1024
 PAGE_KEYS: Final = 4000
 _MAX_COPY_SLICE: Final = 32
 
 #: Promises of one reply, at most.
 _MAX_PROMISES: Final = 2000
-
-#: In ``DigestsReply.busy``: the partition was skipped; its digest leaves out corrupt records.
-BUSY: Final = 1
-CORRUPT: Final = 2
 
 _KEY: Final = itemgetter(0)
 _RECORD: Final = itemgetter(1)
@@ -66,31 +67,6 @@ PARTITIONS_PER_WALK: Final = 64
 _Part = tuple[bytes, bytes, bytes, bytes]
 
 Answering = Generator[Effect, Any, Message]
-
-
-def unpack_partitions(packed: bytes) -> list[int]:
-    """Return partition numbers from a message; ``ProtocolError`` if they are malformed."""
-    if len(packed) % 2 or len(packed) > 2 * PARTITIONS:
-        raise ProtocolError("malformed list of partitions; allowed are up to 4096 16-bit numbers")
-    numbers = list(struct.unpack(f">{len(packed) // 2}H", packed))
-    check_partition(max(numbers, default=0))
-    return numbers
-
-
-def pack_partitions(numbers: Sequence[int]) -> bytes:
-    """Return partition numbers packed for a message."""
-    return struct.pack(f">{len(numbers)}H", *numbers)
-
-
-def check_partition(number: int) -> None:
-    """Raise ``ProtocolError`` if a number is not a partition."""
-    if number >= PARTITIONS:
-        raise ProtocolError(f"no partition {number}; allowed are 0 to {PARTITIONS - 1}")
-
-
-def kind_of(number: int, best: DigestKind = DigestKind.CONTENT) -> DigestKind:
-    """Return the kind of digest that a message requests: ``best``, or else ``VERSIONS``."""
-    return best if number == best else DigestKind.VERSIONS
 
 
 def digests(local_partitions: LocalPartitions, request: DigestsRequest, now: int) -> Answering:

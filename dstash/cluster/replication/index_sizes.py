@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any, Final
 
-from dstash.cluster.replication.handlers import unpack_partitions
 from dstash.cluster.replication.partitions import LocalPartitions
 from dstash.cluster.replication.tasks import Effect, Pause
 from dstash.limits import PARTITIONS
 from dstash.store.record import HEAD_BYTES, VERSION_END, is_live_head, partition_range
 from dstash.wire.messages import IndexesReply, IndexesRequest
+from dstash.wire.packing import unpack_partitions
 
 #: Records that are counted for one request, about.
 _MAX_COUNTED: Final = 100_000

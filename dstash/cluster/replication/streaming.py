@@ -20,25 +20,23 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from dstash.cluster.replication.future.survey import take_streamed
-from dstash.cluster.replication.handlers import CORRUPT, kind_of, pack_partitions
 from dstash.cluster.replication.replica import Replica
 from dstash.cluster.replication.tasks import Effect, Merge, Pause, Settle
 from dstash.cluster.replication.throttle import Throttle
-from dstash.cluster.replication.transfer import (
-    Reaped,
-    ask,
-    copy,
-    pull_newer,
+from dstash.cluster.replication.transfer import Reaped, ask, copy, pull_newer
+from dstash.errors import CorruptRecord, DStashError, ProtocolError
+from dstash.limits import MIB
+from dstash.store.digest import EMPTY, DigestKind, kind_of
+from dstash.version import Stamp
+from dstash.wire import codec
+from dstash.wire.packing import (
+    CORRUPT,
+    pack_partitions,
     split_counts,
     split_digests,
     split_flags,
     split_horizons,
 )
-from dstash.errors import CorruptRecord, DStashError, ProtocolError
-from dstash.limits import MIB
-from dstash.store.digest import EMPTY, DigestKind
-from dstash.version import Stamp
-from dstash.wire import codec
 from dstash.wire.registers import unpack_numbers
 from dstash.wire.registers.consensus import PromisesReply, PromisesRequest
 from dstash.wire.replication import DigestsReply, DigestsRequest

@@ -6,10 +6,10 @@ from collections.abc import Generator, Sequence
 from itertools import chain
 from typing import Any, Final
 
-from dstash.cluster.replication.handlers import PAGE_BYTES
 from dstash.cluster.replication.replica import Replica, effort
 from dstash.cluster.replication.tasks import Effect, Pause
 from dstash.limits import MIB
+from dstash.wire.packing import PAGE_BYTES
 
 Counting = Generator[Effect, Any, int]
 

@@ -14,16 +14,16 @@ from typing import Any, Final
 
 from dstash.cluster.replication import handlers
 from dstash.cluster.replication.digests.digests import OPEN_COST_RECORDS, Entries
-from dstash.cluster.replication.handlers import pack_partitions, unpack_partitions
 from dstash.cluster.replication.replica import Replica
 from dstash.cluster.replication.tasks import Effect, Merge, Notify, Pause
-from dstash.cluster.replication.transfer import ask, split_digests
+from dstash.cluster.replication.transfer import ask
 from dstash.cluster.topology.view import View
 from dstash.errors import DStashError
 from dstash.limits import PARTITIONS
 from dstash.store.digest import DigestKind, is_reapable_at
 from dstash.store.record import identity_of, is_sound, partition_in
 from dstash.version import Stamp, stamp_at, stamp_milliseconds
+from dstash.wire.packing import pack_partitions, split_digests, unpack_partitions
 from dstash.wire.replication import (
     DigestsReply,
     FloorRequest,

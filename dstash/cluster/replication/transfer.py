@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import operator
-import struct
 from bisect import bisect_left
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
-from dstash.cluster.replication.handlers import PAGE_BYTES, pack_partitions
 from dstash.cluster.replication.replica import Replica, effort
 from dstash.cluster.replication.tasks import Ask, Effect, Merge, Pause
 from dstash.cluster.replication.throttle import Counting, Throttle, page_bytes, weight_of
 from dstash.errors import Busy, ClockSkew, CorruptRecord, DiskFull, DStashError, ProtocolError
-from dstash.store.digest import DIGEST_BYTES, is_reapable_at
+from dstash.store.digest import is_reapable_at
 from dstash.store.record import (
     ABSENT,
     CHECKSUM_END,
@@ -28,6 +26,7 @@ from dstash.types import RecordFlag
 from dstash.version import VERSION_BYTES, ZERO, Stamp, Version, write_of
 from dstash.wire import codec
 from dstash.wire.messages import Records, Stored
+from dstash.wire.packing import batches, pack_partitions, split
 from dstash.wire.replication import (
     CopyReply,
     CopyRequest,
@@ -306,25 +305,6 @@ def sound_records(
     return found
 
 
-def batches(
-    entries: Iterable[tuple[bytes, bytes]],
-    max_bytes: int = PAGE_BYTES,
-    max_records: int = _MAX_REPAIR_RECORDS,
-) -> Iterator[Entries]:
-    """Split entries into batches; by default into those that fit into one message."""
-    batch: Entries = []
-    weight = 0
-    for entry in entries:
-        cost = len(entry[0]) + len(entry[1])
-        if batch and (weight + cost > max_bytes or len(batch) >= max_records):
-            yield batch
-            batch, weight = [], 0
-        batch.append(entry)
-        weight += cost
-    if batch:
-        yield batch
-
-
 def newer_on_peer(
     replica: Replica, fingerprints: Mapping[bytes, Fingerprint]
 ) -> Generator[Effect, Any, list[bytes]]:
@@ -408,36 +388,3 @@ def take(entries: Entries) -> Generator[Effect, Any, DStashError | None]:
     except (Busy, ClockSkew, CorruptRecord, DiskFull) as error:
         return error
     return None
-
-
-def split_digests(packed: bytes, count: int) -> list[bytes]:
-    """Return ``count`` digests; ``ProtocolError`` on another number."""
-    if len(packed) != count * DIGEST_BYTES:
-        raise ProtocolError(f"a peer sent {len(packed)} bytes of digests for {count} partitions")
-    return [digest for (digest,) in struct.iter_unpack(f"{DIGEST_BYTES}s", packed)]
-
-
-def split_counts(packed: bytes, count: int) -> list[int]:
-    """Return ``count`` record counts; ``ProtocolError`` on another number."""
-    if len(packed) != count * 4:
-        raise ProtocolError(f"a peer sent {len(packed)} bytes of counts for {count} partitions")
-    return [int.from_bytes(packed[begin : begin + 4], "big") for begin in range(0, 4 * count, 4)]
-
-
-def split_horizons(packed: bytes, count: int) -> list[Stamp]:
-    """Return ``count`` horizons; none from a peer of an earlier version."""
-    if len(packed) != 8 * count:
-        return []
-    return list(struct.unpack(f">{count}Q", packed))
-
-
-def split_flags(packed: bytes, count: int) -> bytes:
-    """Return ``count`` flags, a byte each; ``ProtocolError`` on another number."""
-    if len(packed) != count:
-        raise ProtocolError(f"a peer sent {len(packed)} flags for {count} partitions")
-    return packed
-
-
-def split(packed: bytes, size: int) -> Iterable[bytes]:
-    """Yield consecutive pieces of ``size`` bytes."""
-    return (packed[begin : begin + size] for begin in range(0, len(packed), size))

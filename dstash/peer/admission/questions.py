@@ -7,7 +7,7 @@ from typing import Final
 
 from dstash.cluster.replication import handlers
 from dstash.cluster.replication.future.lowering import register_floors
-from dstash.cluster.replication.handlers import PAGE_BYTES, Answering
+from dstash.cluster.replication.handlers import Answering
 from dstash.cluster.replication.index_sizes import index_sizes
 from dstash.cluster.replication.partitions import LocalPartitions
 from dstash.cluster.replication.tasks import Scheduler
@@ -15,6 +15,7 @@ from dstash.errors import DStashError
 from dstash.peer.admission.backlog import Backlog
 from dstash.peer.admission.requests import Request, Ticket
 from dstash.wire.messages import Error, IndexesRequest
+from dstash.wire.packing import PAGE_BYTES
 from dstash.wire.registers.consensus import PromisesRequest, RegisterFloorsRequest
 from dstash.wire.replication import (
     BucketsRequest,

@@ -11,13 +11,7 @@ import pytest
 from dstash.cluster.repair.antientropy import compare_with
 from dstash.cluster.replication.digests.digests import Digests
 from dstash.cluster.replication.digests.recent_replies import RecentReplies
-from dstash.cluster.replication.handlers import (
-    BUSY,
-    CORRUPT,
-    PARTITIONS_PER_STEP,
-    digests,
-    pack_partitions,
-)
+from dstash.cluster.replication.handlers import PARTITIONS_PER_STEP, digests
 from dstash.cluster.replication.partitions import BUSY_MS, LocalPartitions
 from dstash.cluster.replication.tasks import Effect, Pause, Settle
 from dstash.cluster.topology.drops import Drop
@@ -27,6 +21,7 @@ from dstash.store.memory import TwinStore
 from dstash.store.record import head, keyspace, partition_in
 from dstash.store.sealing import seal
 from dstash.version import pack, stamp_at
+from dstash.wire.packing import BUSY, CORRUPT, pack_partitions
 from dstash.wire.replication import DigestsReply, DigestsRequest
 from dstash.wire.shapes import Message
 from tests.cluster.virtual import PARTITION, Cluster

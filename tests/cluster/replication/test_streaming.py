@@ -10,14 +10,13 @@ import pytest
 
 from dstash.cluster.repair.antientropy import _differing
 from dstash.cluster.replication import handlers, streaming
-from dstash.cluster.replication.handlers import pack_partitions
 from dstash.cluster.replication.partitions import LocalPartitions
 from dstash.cluster.replication.replica import RECORD_BYTES
 from dstash.cluster.replication.streaming import _compare, _copy_all, _Streamer, sources
 from dstash.cluster.replication.tasks import Merge, Pause
 from dstash.cluster.replication.throttle import Throttle
 from dstash.cluster.replication.tombstone_gc import clean_up
-from dstash.cluster.replication.transfer import copy, split_horizons
+from dstash.cluster.replication.transfer import copy
 from dstash.errors import ProtocolError
 from dstash.limits import MIB
 from dstash.store.memory import TwinStore
@@ -25,6 +24,7 @@ from dstash.store.record import head, keyspace, partition_of
 from dstash.store.sealing import seal
 from dstash.types import RecordFlag
 from dstash.version import WRITER_BYTES, pack, stamp_at
+from dstash.wire.packing import pack_partitions, split_horizons
 from dstash.wire.replication import CopyRequest, DigestsRequest
 from tests.cluster.virtual import ANSWERS, NOW, PARTITION, Cluster
 

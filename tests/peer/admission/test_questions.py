@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from dstash.cluster.replication.handlers import PAGE_BYTES
 from dstash.cluster.replication.tasks import Scheduler
 from dstash.errors import Busy, ProtocolError
 from dstash.limits import PARTITIONS
 from dstash.peer.admission.backlog import Backlog
 from dstash.peer.admission.questions import PeerQuestions
 from dstash.wire.messages import Error
+from dstash.wire.packing import PAGE_BYTES
 from dstash.wire.replication import DigestsReply, DigestsRequest
 from tests.peer.parts import EPOCH, NOW, Parts, request
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from dstash.cluster.replication import handlers
-from dstash.cluster.replication.handlers import pack_partitions
 from dstash.cluster.replication.partitions import LocalPartitions
 from dstash.cluster.topology import transitions
 from dstash.errors import ChangeConflict, NotReady
@@ -18,6 +17,7 @@ from dstash.store.digest import DigestKind
 from dstash.store.memory import TwinStore
 from dstash.store.record import partition_of
 from dstash.version import Stamp, stamp_at
+from dstash.wire.packing import pack_partitions
 from dstash.wire.registers import ChangeKind as Kind
 from dstash.wire.registers import ChangeOutcome as Outcome
 from dstash.wire.replication import FloorRequest

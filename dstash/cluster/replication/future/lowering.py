@@ -13,15 +13,15 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any, Final
 
-from dstash.cluster.replication.handlers import pack_partitions, unpack_partitions
 from dstash.cluster.replication.partitions import LocalPartitions
 from dstash.cluster.replication.replica import Replica
 from dstash.cluster.replication.tasks import Effect, Pause
-from dstash.cluster.replication.transfer import ask, split_horizons
+from dstash.cluster.replication.transfer import ask
 from dstash.cluster.topology.topology import State
 from dstash.cluster.topology.view import View
 from dstash.errors import DStashError, ProtocolError
 from dstash.version import Stamp
+from dstash.wire.packing import pack_partitions, split_horizons, unpack_partitions
 from dstash.wire.registers.consensus import RegisterFloorsReply, RegisterFloorsRequest
 
 _RETRY_MS: Final = 300
