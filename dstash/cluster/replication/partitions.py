@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from operator import itemgetter
 from typing import Final
 
 from dstash.cluster.replication.corruption import Corruption
@@ -33,6 +34,8 @@ _RECORDS_PER_KEY: Final = 200
 
 #: A partition that changed within this time is busy: its replicas may differ for a moment.
 BUSY_MS: Final = 2000
+
+_PREFIX: Final = itemgetter(slice(2))
 
 #: The longest time for which incoming missed writes keep a peer's partitions busy.
 CATCHING_UP_MS: Final = 40_000
@@ -118,17 +121,18 @@ class LocalPartitions:
 
     # -- changes
 
-    def changed(self, partitions: Iterable[int], now: int) -> None:
+    def changed(self, partitions: Collection[int], now: int) -> None:
         """Record that any records of partitions may have changed."""
         self._last_change = max(now, self._last_change)
+        self.digests.changed(partitions)
+        changed_at = self._changed_at
         for partition in partitions:
-            self.digests.changed(partition)
-            self._changed_at[partition] = now
+            changed_at[partition] = now
 
     def changed_keys(self, storage_keys: Sequence[bytes], now: int) -> None:
         """Record that records may have changed."""
         if len(storage_keys) > self.digests.records // _RECORDS_PER_KEY + 1:
-            self.changed(set(map(partition_in, storage_keys)), now)
+            self.changed(list(map(partition_in, set(map(_PREFIX, storage_keys)))), now)
             return
         self._last_change = max(now, self._last_change)
         for storage_key in storage_keys:

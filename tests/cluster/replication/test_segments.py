@@ -287,5 +287,5 @@ def test_ranges_are_those_of_the_partition() -> None:
     assert partition_range(PARTITIONS - 1) == (b"\x0f\xff", b"\x10\x00")
     replica = filled(KEYS[:3], 50)
     replica.partitions.advance([PARTITION], _STAMPS[0])
-    replica.digests.changed(PARTITION)
+    replica.digests.changed([PARTITION])
     assert replica.digests.reapable_ranges(PARTITION) == []

@@ -7,7 +7,7 @@ slices, each with its own snapshot, so that no snapshot is held for long.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
@@ -98,23 +98,26 @@ class Digests:
 
     # -- changes
 
-    def changed(self, partition: int) -> None:
-        """Record that any record of a partition may have changed."""
-        self._segments.pop(partition, None)
-        self._note_change(partition)
+    def changed(self, partitions: Collection[int]) -> None:
+        """Record that any records of partitions may have changed."""
+        self.generation += 1
+        changes = self._changes
+        for partition in partitions:
+            changes[partition] += 1
+        if self._segments or self._known:
+            for partition in partitions:
+                self._segments.pop(partition, None)
+                self._known.pop(partition, None)
 
     def changed_key(self, storage_key: bytes) -> int:
         """Record that a record may have changed; returns its partition."""
         partition = partition_in(storage_key)
-        self._note_change(partition)
+        self.generation += 1
+        self._changes[partition] += 1
+        self._known.pop(partition, None)
         if (segments := self._segments.get(partition)) is not None:
             segments.touch(storage_key)
         return partition
-
-    def _note_change(self, partition: int) -> None:
-        self.generation += 1
-        self._known.pop(partition, None)
-        self._changes[partition] += 1
 
     def horizon_changed(self, partition: int) -> None:
         """Record that the horizon of a partition has changed."""
