@@ -188,7 +188,7 @@ class Digests:
         is_valid = before == self._changes[partition] and horizon == self._horizon_of(partition)
         if until is None and is_valid:
             digests = self._known.setdefault(partition, {})
-            if digests.get(kind, digest) != digest:  # a record was damaged on the disk
+            if digests.get(kind, digest) != digest:  # a record is corrupt on the disk now
                 self.generation += 1
                 digests.clear()
             digests[kind] = digest
@@ -203,7 +203,7 @@ class Digests:
     def _walk(self, partition: int, found: _Found) -> Generator[Effect, None, _Found]:
         """Add up what is known of the segments, and read the others."""
         corrupt = self._corruption.known(partition)
-        # Here every record is read, because more is at stake than the sum.
+        # Then every record is read: to see which corrupt records are left, and what is dropped.
         is_suspect = partition in self._corruption or partition in self._drops.unswept
         segments = Segments(*partition_range(partition))
         if is_suspect:
