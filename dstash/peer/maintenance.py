@@ -103,6 +103,8 @@ class Maintenance:
             None  # the partitions that were streaming when the change was paused
         )
         self._unstreamed: set[int] = set()
+        #: The topology step of the streaming that has ended, until the topology has it.
+        self._final_step: Proposal | None = None
         self._ending = 0
         self._future = FutureRecords(replica, scheduler)
         self._last_clocks = self._clocks_after = now
@@ -333,7 +335,11 @@ class Maintenance:
         purpose = None if wanted is None else wanted[0]
         change = view.topology.change
         if purpose == self._streaming and purpose is not None:
+            if self._final_step is not None:
+                # The topology may have been lost with the step, and restored without it.
+                self.proposals.append(self._final_step)
             return
+        self._final_step = None
         self._scheduler.cancel("stream:")
         if self._streaming is not None and self._unstreamed:
             self._log_streaming(events.STREAMING_STOPPED)
@@ -407,6 +413,7 @@ class Maintenance:
             self._scheduler.spawn("stream:end", self.freshness.streamed(), propose)
 
         def propose(result: Any, failure: DStashError | None) -> None:
+            self._final_step = step
             self.proposals.append(step)
 
         def ended(result: Any, failure: DStashError | None) -> None:

@@ -401,3 +401,30 @@ def test_corrupt_records_beyond_the_tracked_number_are_repaired(
     ] == []
     assert [key for key in names if joined.record("c", key) != joined.record("a", key)] == []
     assert local_partitions.corruption.repaired == len(names)
+
+
+def test_end_of_streaming_is_proposed_again_in_a_topology_restored_without_it() -> None:
+    joined = Joined("abcd", pace=live())
+    joined.change(replace(joined.topology.without("d"), epoch=6))
+    joined.settle()
+    arrives = Announcement("d", "tcp://d:1", "store-d", "z-d", 1.0)
+    joined.change(transitions.swap(joined.topology, "a", arrives))
+    gaining = joined.peers["d"]
+
+    def proposed() -> list[Any]:
+        found = []
+        for _ in range(300):
+            joined.settle()
+            joined.now += 20
+            found += gaining.take_proposals()
+        return found
+
+    assert len(proposed()) == 1, "it is stored, and the topology is lost before a peer has seen it"
+    assert proposed() == []
+    joined.change(replace(joined.topology, epoch=joined.topology.epoch + 1000))
+    [step] = proposed()
+    topology = step(joined.topology)
+    assert topology.change.complete == ("d",)
+    joined.change(topology)
+    joined.change(replace(topology, epoch=topology.epoch + 1))
+    assert proposed() == [], "the topology has it"
