@@ -91,6 +91,9 @@ class Freshness:
             self._due.pop(peer, None)
             self._reported.pop(peer, None)
         if before is None or before.epoch != view.epoch:
+            if self._is_old and self._votes(view):
+                # The topology may have been lost with the step, and restored without it.
+                self._propose_loss(view)
             self._forget_other_stores(before, view)
             member = view.members.get(self._replica.me)
             if member is not None and len(member.seen) == len(Life._fields):
@@ -253,16 +256,21 @@ class Freshness:
 
     def _judge(self, is_old: bool, by: str) -> bool:
         """Take evidence; returns whether it ends this peer's vote."""
-        view, me = self._view, self._replica.me
+        view = self._view
         if not is_old or view is None or not self._votes(view):
             return False
         if not self._is_old:
             self._is_old = True
-            store_id = view.members[me].store_id
             _log.error("this store is an old copy: its data has to be streamed again", known_by=by)
-            self._propose(lambda latest: transitions.lost(latest, me, store_id))
+            self._propose_loss(view)
             self._evaluate()
         return True
+
+    def _propose_loss(self, view: View) -> None:
+        """Propose that the store does not count until its data is streamed."""
+        me = self._replica.me
+        store_id = view.members[me].store_id
+        self._propose(lambda latest: transitions.lost(latest, me, store_id))
 
     def _judge_unsynced(self, view: View) -> None:
         """End the vote of a store that may lack its last commits; a sole replica keeps it."""

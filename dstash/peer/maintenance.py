@@ -105,7 +105,9 @@ class Maintenance:
         self._unstreamed: set[int] = set()
         #: The topology step of the streaming that has ended, until the topology has it.
         self._final_step: Proposal | None = None
-        self._ending = 0
+        #: The change whose end was begun last, and the epoch then. In each later epoch it is begun
+        #: again: the topology may have been lost with the end, and restored without it.
+        self._ending = 0, 0
         self._future = FutureRecords(replica, scheduler)
         self._last_clocks = self._clocks_after = now
         self._next_compare = now + pace.compare_ms // 5
@@ -444,11 +446,12 @@ class Maintenance:
 
     def _end_if_switched(self, view: View) -> None:
         change = view.topology.change
-        if change is None or not change.switched or self._ending == change.number:
+        if change is None or not change.switched or self._scheduler.running("switch"):
             return
-        if coordinator(view) != self.replica.me:
+        if coordinator(view) != self.replica.me or self._ending == (change.number, view.epoch):
             return
-        number = self._ending = change.number
+        number = change.number
+        self._ending = number, view.epoch
 
         def ended(result: Any, failure: DStashError | None) -> None:
             self.proposals.append(lambda latest: transitions.finish(latest, number))

@@ -607,3 +607,18 @@ def test_sole_replica_serves_after_its_machine_stopped_before_a_sync() -> None:
     assert joined.votes("a")
     assert not joined.stores["a"].may_lack_writes
     assert joined.stores["a"].marks[LACKING_MARK] == b""
+
+
+def test_loss_is_proposed_again_in_a_topology_restored_without_it(joined: Restarted) -> None:
+    core = joined.peers["a"]
+    core.maintenance.freshness._judge(True, "the test")
+    assert len(core.take_proposals()) == 1, "it is stored, and lost before a peer has seen it"
+    assert core.view is not None
+    later = replace(core.view.topology, epoch=core.view.epoch + 1000)
+    core.install(View(later, core.view.alive), joined.now)
+    [step] = core.take_proposals()
+    without = step(later)
+    assert without is not None
+    assert [member.id for member in without.members if not member.synced] == ["a"]
+    core.install(View(without, core.view.alive), joined.now)
+    assert core.take_proposals() == []

@@ -428,3 +428,29 @@ def test_end_of_streaming_is_proposed_again_in_a_topology_restored_without_it() 
     joined.change(topology)
     joined.change(replace(topology, epoch=topology.epoch + 1))
     assert proposed() == [], "the topology has it"
+
+
+def test_end_of_a_change_is_proposed_again_in_a_topology_restored_without_it() -> None:
+    joined = Joined("abcd", pace=live())
+    joined.change(replace(joined.topology.without("d"), epoch=6))
+    joined.settle()
+    arrives = Announcement("d", "tcp://d:1", "store-d", "z-d", 1.0)
+    joined.change(transitions.swap(joined.topology, "a", arrives))
+
+    def proposed() -> list[Any]:
+        found = []
+        for _ in range(300):
+            joined.settle()
+            joined.now += 20
+            found += [step for core in joined.peers.values() for step in core.take_proposals()]
+        return found
+
+    [complete] = proposed()
+    switched = transitions.switch(complete(joined.topology))
+    assert switched is not None
+    joined.change(switched)
+    assert len(proposed()) == 1, "it is stored, and the topology is lost before a peer has seen it"
+    joined.change(replace(switched, epoch=switched.epoch + 1000))
+    [step] = proposed()
+    finished = step(joined.topology)
+    assert (finished.change, {member.id for member in finished.members}) == (None, set("bcd"))
