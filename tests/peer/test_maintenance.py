@@ -403,54 +403,48 @@ def test_corrupt_records_beyond_the_tracked_number_are_repaired(
     assert local_partitions.corruption.repaired == len(names)
 
 
-def test_end_of_streaming_is_proposed_again_in_a_topology_restored_without_it() -> None:
+def with_arriving_peer() -> Joined:
+    """Return a cluster in which ``d`` takes the place of ``a``."""
     joined = Joined("abcd", pace=live())
     joined.change(replace(joined.topology.without("d"), epoch=6))
     joined.settle()
     arrives = Announcement("d", "tcp://d:1", "store-d", "z-d", 1.0)
     joined.change(transitions.swap(joined.topology, "a", arrives))
-    gaining = joined.peers["d"]
+    return joined
 
-    def proposed() -> list[Any]:
-        found = []
-        for _ in range(300):
-            joined.settle()
-            joined.now += 20
-            found += gaining.take_proposals()
-        return found
 
-    assert len(proposed()) == 1, "it is stored, and the topology is lost before a peer has seen it"
-    assert proposed() == []
+def proposed(joined: Joined) -> list[Any]:
+    """Return the topology steps that peers propose within six seconds; none is made."""
+    found = []
+    for _ in range(300):
+        joined.settle()
+        joined.now += 20
+        found += [step for core in joined.peers.values() for step in core.take_proposals()]
+    return found
+
+
+def test_end_of_streaming_is_proposed_again_in_a_topology_restored_without_it() -> None:
+    joined = with_arriving_peer()
+    assert len(proposed(joined)) == 1, "it is stored, and lost at once"
+    assert proposed(joined) == []
     joined.change(replace(joined.topology, epoch=joined.topology.epoch + 1000))
-    [step] = proposed()
+    [step] = proposed(joined)
     topology = step(joined.topology)
     assert topology.change.complete == ("d",)
     joined.change(topology)
     joined.change(replace(topology, epoch=topology.epoch + 1))
-    assert proposed() == [], "the topology has it"
+    assert proposed(joined) == [], "the topology has it"
 
 
 def test_end_of_a_change_is_proposed_again_in_a_topology_restored_without_it() -> None:
-    joined = Joined("abcd", pace=live())
-    joined.change(replace(joined.topology.without("d"), epoch=6))
-    joined.settle()
-    arrives = Announcement("d", "tcp://d:1", "store-d", "z-d", 1.0)
-    joined.change(transitions.swap(joined.topology, "a", arrives))
+    joined = with_arriving_peer()
 
-    def proposed() -> list[Any]:
-        found = []
-        for _ in range(300):
-            joined.settle()
-            joined.now += 20
-            found += [step for core in joined.peers.values() for step in core.take_proposals()]
-        return found
-
-    [complete] = proposed()
+    [complete] = proposed(joined)
     switched = transitions.switch(complete(joined.topology))
     assert switched is not None
     joined.change(switched)
-    assert len(proposed()) == 1, "it is stored, and the topology is lost before a peer has seen it"
+    assert len(proposed(joined)) == 1, "it is stored, and lost at once"
     joined.change(replace(switched, epoch=switched.epoch + 1000))
-    [step] = proposed()
+    [step] = proposed(joined)
     finished = step(joined.topology)
     assert (finished.change, {member.id for member in finished.members}) == (None, set("bcd"))

@@ -177,20 +177,38 @@ def _differing(
 ) -> Generator[Effect, Any, tuple[list[tuple[int, int]], dict[int, Stamp]]]:
     """Return the partitions that differ, with their sizes, and the horizons of the other peer."""
     local_partitions = replica.local_partitions
+    reply = yield from ask(peer, request, DigestsReply)
+    now, recent = replica.now(), local_partitions.recent_replies
+    if not recent.is_equal(peer, request, reply, now):
+        since = local_partitions.unchanged_since(now)
+        differing, horizons, are_all_equal = yield from _compare(replica, peer, request, reply)
+        if are_all_equal:
+            recent.note_equal(peer, request, reply, since)
+        return differing, horizons
+    partitions = unpack_partitions(request.partitions)
+    compared_at = local_partitions.compared_at(peer, now)
+    for partition in partitions:
+        compared_at[partition] = now
+    replica.compared += len(partitions)
+    return [], {}
+
+
+def _compare(
+    replica: Replica, peer: str, request: DigestsRequest, reply: DigestsReply
+) -> Generator[Effect, Any, tuple[list[tuple[int, int]], dict[int, Stamp], bool]]:
+    """Compare a reply with this peer's digests.
+
+    Returns:
+        What ``_differing`` does, and whether all digests were known at once, and equal.
+    """
+    local_partitions = replica.local_partitions
     compared_at = local_partitions.compared_at(peer, replica.now())
     partitions = unpack_partitions(request.partitions)
-    reply = yield from ask(peer, request, DigestsReply)
     digests = split_digests(reply.digests, len(partitions))
     flags = split_flags(reply.busy, len(partitions))
     horizons = split_horizons(reply.horizons, len(partitions))
     differing: list[tuple[int, int]] = []
     kind, now = kind_of(reply.kind), replica.now()
-    recent, since = local_partitions.recent_replies, local_partitions.unchanged_since(now)
-    if recent.is_equal(peer, request, reply, now):
-        for partition in partitions:
-            compared_at[partition] = now
-        replica.compared += len(partitions)
-        return [], {}
     are_all_equal = True
     for begin in range(0, len(partitions), PARTITIONS_PER_STEP):
         end = min(begin + PARTITIONS_PER_STEP, len(partitions))
@@ -221,6 +239,4 @@ def _differing(
                 yield Pause()
         yield Pause()
         now = replica.now()
-    if are_all_equal:
-        recent.note_equal(peer, request, reply, since)
-    return differing, dict(zip(partitions, horizons, strict=False))
+    return differing, dict(zip(partitions, horizons, strict=False)), are_all_equal

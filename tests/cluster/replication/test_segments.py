@@ -21,6 +21,7 @@ from dstash.store.record import build_record, partition_of, partition_range, ver
 from dstash.store.register.header import Header, pack_header
 from dstash.types import NEVER, RecordFlag
 from dstash.version import newest_stamp, pack, stamp_at
+from tests.cluster.replication.test_partitions import result_of
 
 PARTITION = 7
 KEYS = [key for n in range(400_000) if partition_of(key := b"%d" % n) == PARTITION][:60]
@@ -64,14 +65,6 @@ KINDS = [
 def storage_key_of(key: bytes, kind: str) -> bytes:
     index = b"@i" if kind.endswith("register") else b"i"
     return PARTITION.to_bytes(2, "big") + bytes((len(index),)) + index + key
-
-
-def run(task: Generator[Any, Any, Any]) -> Any:
-    while True:
-        try:
-            next(task)
-        except StopIteration as stop:
-            return stop.value
 
 
 class Replica:
@@ -124,7 +117,7 @@ class Replica:
         return total.digest()
 
     def digest(self, until: int | None = None, kind: DigestKind = DigestKind.CONTENT) -> bytes:
-        return run(self.digests.of(PARTITION, until, kind))
+        return result_of(self.digests.of(PARTITION, until, kind))
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -275,7 +268,7 @@ def test_scrub_reads_every_record() -> None:
     replica.store.records[key] = replica.store.records[key][:-1] + b"\2"
     replica.digest()
     assert PARTITION not in replica.partitions.corruption
-    run(replica.digests.scrub(PARTITION))
+    result_of(replica.digests.scrub(PARTITION))
     assert replica.partitions.corruption.known(PARTITION) == {key}
     replica.store.records[key] = record_of(KEYS[10], _STAMPS[0], "plain")
     replica.digests.changed_key(key)
