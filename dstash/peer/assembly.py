@@ -17,7 +17,8 @@ from dstash.peer.admission.checks import Admission
 from dstash.peer.admission.questions import PeerQuestions
 from dstash.peer.admission.topology_news import TopologyNews
 from dstash.peer.admission.write_floor import WriteFloor
-from dstash.peer.background import Background
+from dstash.peer.background.background import Background
+from dstash.peer.background.maintenance import Pace
 from dstash.peer.commits.group import GroupCommit
 from dstash.peer.dispatch.control import ControlRequests
 from dstash.peer.dispatch.deferred import DeferredRequests
@@ -26,7 +27,6 @@ from dstash.peer.dispatch.rejections import Rejections
 from dstash.peer.dispatch.replies import ReplyEncoder
 from dstash.peer.health import Health
 from dstash.peer.keyspaces import Keyspaces
-from dstash.peer.maintenance import Pace
 from dstash.peer.reads import Reader
 from dstash.peer.registers.service import Registers
 from dstash.peer.sharing.serving import Serving

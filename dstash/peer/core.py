@@ -11,6 +11,7 @@ from typing import Final
 
 from dstash.cluster.replication.tasks import Outgoing
 from dstash.cluster.topology.life import Life
+from dstash.cluster.topology.transitions import Proposal
 from dstash.cluster.topology.view import View
 from dstash.errors import DStashError, NotReady, ProtocolError, StoreError, StoreFailed
 from dstash.peer.admission.admin_requests import OperatorRequest
@@ -19,7 +20,6 @@ from dstash.peer.admission.writes import WaitingWrite
 from dstash.peer.assembly import Handlers, Services, Settings, SharedState
 from dstash.peer.commits.commit import Commit
 from dstash.peer.dispatch.deferred import DEFERRED
-from dstash.peer.maintenance import Proposal
 from dstash.peer.short.writes import ShortPut
 from dstash.peer.telemetry.tracing import Tracer
 from dstash.store.interface import Store

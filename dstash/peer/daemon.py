@@ -25,10 +25,10 @@ from dstash.errors import (
 )
 from dstash.peer.admission.key_watcher import open_transport
 from dstash.peer.assembly import Settings
+from dstash.peer.background.maintenance import Pace
 from dstash.peer.core import PeerCore
 from dstash.peer.http.pages import Dashboard
 from dstash.peer.http.server import Answer, HttpServer
-from dstash.peer.maintenance import Pace
 from dstash.peer.membership_agent import MembershipAgent, may_wait
 from dstash.peer.server import PeerServer, wall
 from dstash.peer.sharing.outlet import outlet

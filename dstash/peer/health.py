@@ -16,7 +16,7 @@ from dstash.cluster.topology.view import View
 from dstash.errors import NotReady
 from dstash.peer.admission.backlog import Backlog
 from dstash.peer.admission.checks import forming
-from dstash.peer.maintenance import Maintenance
+from dstash.peer.background.maintenance import Maintenance
 from dstash.peer.supervision.cluster_events import ClusterEvents
 from dstash.peer.supervision.refusals import Refusals
 from dstash.peer.telemetry.meters import Meters

@@ -22,11 +22,10 @@ from dstash.cluster.topology.indexes.steps import with_settings
 from dstash.cluster.topology.joining import KEPT, last_known, was_in_cluster, with_seen
 from dstash.cluster.topology.life import Life
 from dstash.cluster.topology.topology import Topology
-from dstash.cluster.topology.transitions import requested
+from dstash.cluster.topology.transitions import Proposal, requested
 from dstash.cluster.topology.view import View
 from dstash.errors import ChangeConflict, DStashError, MembershipUnreachable
 from dstash.peer.admission.admin_requests import OperatorRequest
-from dstash.peer.maintenance import Proposal
 from dstash.peer.supervision.complaints import Complaints
 from dstash.peer.topology_steps import Known, TopologySteps, is_removed, unconfirmed_because
 from dstash.store.interface import Store

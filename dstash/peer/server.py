@@ -20,6 +20,7 @@ import structlog
 
 from dstash import threads
 from dstash.cluster.topology.topology import Member, Topology, TransportSecurity
+from dstash.cluster.topology.transitions import Proposal
 from dstash.cluster.topology.view import View
 from dstash.cpu_scheduling import LONG, use_time_slice
 from dstash.errors import DStashError, NotReady, StoreFailed
@@ -28,7 +29,6 @@ from dstash.peer.admission.authority import Authority
 from dstash.peer.admission.inbox import Inbox
 from dstash.peer.admission.requests import Reply
 from dstash.peer.core import AnyCommit, PeerCore
-from dstash.peer.maintenance import Proposal
 from dstash.peer.supervision.slow_disk import SlowDisk
 from dstash.waker import Waker
 from dstash.wire.connections.connections import Connections

@@ -30,10 +30,9 @@ from dstash.cluster.topology.joining import (
 )
 from dstash.cluster.topology.restorations import Restorations
 from dstash.cluster.topology.topology import Topology
-from dstash.cluster.topology.transitions import drop_dead_joiners, forget, switch
+from dstash.cluster.topology.transitions import Proposal, drop_dead_joiners, forget, switch
 from dstash.cluster.topology.view import View
 from dstash.errors import ChangeConflict, ForeignStore, MembershipUnreachable
-from dstash.peer.maintenance import Proposal
 from dstash.peer.supervision.complaints import Complaints
 from dstash.store.interface import Identity, Store
 

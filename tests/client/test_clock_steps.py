@@ -9,8 +9,8 @@ import pytest
 from dstash.client.operations.scans import StatusOperation
 from dstash.client.operations.writes import DeleteOperation, PutOperation
 from dstash.client.session import Session
+from dstash.peer.background.maintenance import Pace
 from dstash.peer.core import PeerCore
-from dstash.peer.maintenance import Pace
 from dstash.store.record import open_record
 from dstash.types import Level
 from dstash.version import pack, stamp_at

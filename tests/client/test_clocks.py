@@ -12,8 +12,8 @@ from dstash.client.operations.writes import PutOperation
 from dstash.client.session import Session
 from dstash.cluster.topology.topology import Member, Topology
 from dstash.cluster.topology.view import View
+from dstash.peer.background.maintenance import Pace
 from dstash.peer.core import PeerCore
-from dstash.peer.maintenance import Pace
 from dstash.store.record import build_record, open_record, partition_of
 from dstash.types import Level
 from dstash.version import newest_stamp, pack, stamp_at, stamp_milliseconds

@@ -8,7 +8,7 @@ import pytest
 
 from dstash.client.operations.writes import PutOperation
 from dstash.cluster.replication import tombstone_gc
-from dstash.peer.maintenance import Pace
+from dstash.peer.background.maintenance import Pace
 from dstash.store.record import build_record, open_record, partition_of
 from dstash.types import Level
 from dstash.wire.messages import Lookup

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from dstash.errors import BatchError, DiskFull
-from dstash.peer.maintenance import Pace
+from dstash.peer.background.maintenance import Pace
 from dstash.store.interface import Merged, Write
 from dstash.store.memory import TwinStore
 from tests.harness.joined import Joined

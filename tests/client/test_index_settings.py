@@ -20,7 +20,7 @@ from dstash.cluster.topology.indexes.steps import MAX_INDEXES, with_settings, wi
 from dstash.cluster.topology.joining import under_own_epoch
 from dstash.cluster.topology.topology import Topology
 from dstash.errors import ChangeConflict, LimitError, ProtocolError, TimedOut, UsageError
-from dstash.peer.maintenance import Pace
+from dstash.peer.background.maintenance import Pace
 from dstash.store.record import Record, build_record, open_record, partition_of
 from dstash.types import NEVER, Level, RecordFlag
 from dstash.version import stamp_at, stamp_milliseconds, with_touch, write_stamp

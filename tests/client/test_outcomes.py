@@ -26,8 +26,8 @@ from dstash.errors import (
     Unavailable,
 )
 from dstash.peer.admission.requests import Reply
+from dstash.peer.background.maintenance import Pace
 from dstash.peer.commits.recent_deletes import RecentDeletes
-from dstash.peer.maintenance import Pace
 from dstash.store.interface import Store, Write
 from dstash.store.memory import TwinStore
 from dstash.store.record import VERSION_END, build_record, open_record

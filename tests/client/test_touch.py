@@ -16,7 +16,7 @@ from dstash.cluster.repair.antientropy import compare_all
 from dstash.cluster.replication import tombstone_gc
 from dstash.cluster.replication.digests.digests import Digests
 from dstash.cluster.replication.tasks import Task
-from dstash.peer.maintenance import Pace
+from dstash.peer.background.maintenance import Pace
 from dstash.store.record import build_record, partition_of
 from dstash.types import NEVER, Level
 from dstash.version import stamp_at, with_touch

@@ -18,7 +18,7 @@ LOOPS = {
     "peer/server.py:PeerServer._iterate",
     "peer/server.py:PeerServer._commit_all",
     "peer/membership_agent.py:MembershipAgent._iterate",
-    "peer/maintenance.py:Maintenance.tick",
+    "peer/background/maintenance.py:Maintenance.tick",
 }
 #: The number of modules that a batch put may cross, from the user's call to the disk and back.
 MAX_MODULES = 20

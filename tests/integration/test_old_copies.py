@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dstash.errors import Unavailable
-from dstash.peer.claims import SUSPECTED
+from dstash.peer.background.claims import SUSPECTED
 from dstash.store.directory import UNSYNCED_FILE
 from tests.harness.peers import Peer, Peers
 from tests.harness.waiting import PATIENCE, wait_until

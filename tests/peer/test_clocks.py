@@ -12,7 +12,7 @@ from dstash.client.session import Send
 from dstash.cluster.replication.digests.digests import Digests
 from dstash.cluster.replication.partitions import FLOOR_MARK
 from dstash.errors import BelowFloor, ClockSkew, NotReady, ProtocolError
-from dstash.peer.maintenance import Pace
+from dstash.peer.background.maintenance import Pace
 from dstash.store.record import partition_of
 from dstash.version import Stamp, pack, stamp_at
 from dstash.wire import codec

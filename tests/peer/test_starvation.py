@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from dstash.peer.maintenance import Pace
+from dstash.peer.background.maintenance import Pace
 from dstash.store.record import partition_of
 from dstash.version import stamp_at
 from tests.harness.joined import START, Joined

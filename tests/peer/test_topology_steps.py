@@ -12,8 +12,8 @@ from dstash.cluster.topology.announcement import FEATURES, Announcement
 from dstash.cluster.topology.indexes.steps import with_settings
 from dstash.cluster.topology.joining import KEPT, MAX_FURTHER, RESTORED_JUMP, member_of
 from dstash.cluster.topology.topology import State, Topology
+from dstash.cluster.topology.transitions import Proposal
 from dstash.errors import ChangeConflict, ForeignStore, MembershipUnreachable
-from dstash.peer.maintenance import Proposal
 from dstash.peer.supervision.complaints import Complaints
 from dstash.peer.topology_steps import Known, TopologySteps
 from dstash.store.interface import Identity

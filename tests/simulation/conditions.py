@@ -8,7 +8,7 @@ from random import Random
 from typing import Final
 
 from dstash.cluster.replication.partitions import SLICE
-from dstash.peer.maintenance import Pace
+from dstash.peer.background.maintenance import Pace
 from tests.simulation.events import MS, SECOND
 from tests.simulation.faults import common_kinds, shared_kinds
 from tests.simulation.registry import independent, token_of

@@ -6,7 +6,7 @@ compare-and-set lets one proposal win.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from dstash.cluster.topology import drops
@@ -20,6 +20,9 @@ from dstash.cluster.topology.topology import Change, Member, State, Topology
 from dstash.cluster.topology.view import placement, survivors_lack_quorum
 from dstash.errors import ChangeConflict, UsageError
 from dstash.version import Stamp
+
+#: A step that waits to be made: returns the next topology, or None if it is no longer needed.
+Proposal = Callable[[Topology], Topology | None]
 
 
 def incoming(topology: Topology) -> dict[str, list[int]]:

@@ -11,8 +11,8 @@ from dstash.errors import WrongCluster
 from dstash.limits import CLOCK_SKEW_LIMIT
 from dstash.peer.admission.checks import Admission
 from dstash.peer.admission.requests import LIMITS
+from dstash.peer.background.maintenance import Maintenance
 from dstash.peer.health import Health
-from dstash.peer.maintenance import Maintenance
 from dstash.peer.sharing.serving import Serving
 from dstash.peer.telemetry.history import History, pack_samples
 from dstash.wire.messages import (

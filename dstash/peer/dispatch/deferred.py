@@ -17,7 +17,7 @@ from dstash.peer.admission.checks import Admission
 from dstash.peer.admission.questions import QUESTIONS, PeerQuestions
 from dstash.peer.admission.requests import Request
 from dstash.peer.admission.writes import WaitingWrite
-from dstash.peer.background import Background
+from dstash.peer.background.background import Background
 from dstash.peer.commits.votes import VOTES
 from dstash.peer.keyspaces import Keyspaces
 from dstash.peer.registers.service import Registers

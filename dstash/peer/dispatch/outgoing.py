@@ -7,7 +7,7 @@ from collections import Counter
 from dstash.cluster.replication.tasks import Outgoing
 from dstash.errors import ProtocolError
 from dstash.peer.admission.topology_news import TopologyNews
-from dstash.peer.background import Background
+from dstash.peer.background.background import Background
 from dstash.peer.registers.service import Registers
 from dstash.wire.envelope import decode
 

@@ -13,7 +13,7 @@ from dstash.cluster.repair import future_records
 from dstash.cluster.repair.future_records import FutureRecords, restamp_all
 from dstash.cluster.replication.tasks import Merge, Pause
 from dstash.cluster.topology.view import View
-from dstash.peer.maintenance import Pace
+from dstash.peer.background.maintenance import Pace
 from dstash.store.record import (
     Record,
     build_record,

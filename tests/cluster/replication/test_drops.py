@@ -25,7 +25,7 @@ from dstash.cluster.topology.joining import confirm, restore, under_own_epoch
 from dstash.cluster.topology.topology import Member, Topology
 from dstash.cluster.topology.view import View
 from dstash.errors import BelowFloor, ChangeConflict, LimitError, TimedOut, UsageError
-from dstash.peer.maintenance import Pace
+from dstash.peer.background.maintenance import Pace
 from dstash.store.record import build_record, open_record, partition_of
 from dstash.types import Level, Outcome
 from dstash.version import newest_stamp, pack, stamp_at, stamp_milliseconds, with_touch

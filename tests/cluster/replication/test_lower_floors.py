@@ -11,7 +11,7 @@ from dstash.cluster.topology import transitions
 from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.topology import Topology
 from dstash.errors import ChangeConflict, UsageError
-from dstash.peer.maintenance import Pace
+from dstash.peer.background.maintenance import Pace
 from dstash.store.record import partition_of
 from dstash.version import Stamp, stamp_at
 from dstash.wire.envelope import Envelope, encode

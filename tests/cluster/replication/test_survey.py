@@ -11,7 +11,7 @@ from dstash.cluster.topology import transitions
 from dstash.cluster.topology.announcement import FEATURES, Announcement
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.view import View
-from dstash.peer.maintenance import Pace
+from dstash.peer.background.maintenance import Pace
 from dstash.store.record import build_record, head, open_record, partition_of, version_of
 from dstash.version import newest_stamp, pack, stamp_at
 from tests.harness.joined import TYPES, Joined

@@ -12,7 +12,7 @@ from dstash.cluster.replication import handlers
 from dstash.cluster.replication.partitions import LocalPartitions
 from dstash.cluster.topology import transitions
 from dstash.errors import ChangeConflict, NotReady
-from dstash.peer.maintenance import Pace
+from dstash.peer.background.maintenance import Pace
 from dstash.store.digest import DigestKind
 from dstash.store.memory import TwinStore
 from dstash.store.record import partition_of

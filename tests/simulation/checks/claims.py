@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dstash.peer.claims import SUSPECTED
+from dstash.peer.background.claims import SUSPECTED
 from tests.simulation.checks.registry import Run, Violation, When, check
 
 

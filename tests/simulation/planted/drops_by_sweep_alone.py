@@ -10,7 +10,7 @@ from dstash.cluster.repair.dropped_records import Removing, remove_dropped
 from dstash.cluster.replication.drops import Drops, Entries
 from dstash.cluster.replication.replica import Replica
 from dstash.cluster.replication.tasks import Pause
-from dstash.peer import maintenance
+from dstash.peer.background import maintenance
 from dstash.store.interface import Snapshot
 from tests.simulation.planted.registry import plant, planted_conditions
 from tests.simulation.world import World

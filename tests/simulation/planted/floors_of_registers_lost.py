@@ -8,7 +8,7 @@ from dataclasses import replace
 from unittest import mock
 
 from dstash.cluster.replication.partitions import LocalPartitions
-from dstash.peer.maintenance import Pace
+from dstash.peer.background.maintenance import Pace
 from tests.simulation.events import SECOND
 from tests.simulation.planted.registry import plant, register_conditions
 from tests.simulation.world import World

@@ -7,7 +7,7 @@ from dataclasses import replace
 from dstash.cluster.membership.interface import StoredTopology
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.transitions import complete
-from dstash.peer.maintenance import Pace
+from dstash.peer.background.maintenance import Pace
 from dstash.peer.membership_agent import MembershipAgent
 from tests.simulation.events import SECOND
 from tests.simulation.planted.registry import plant, planted_conditions

@@ -10,7 +10,7 @@ from unittest import mock
 from dstash.cluster.repair import antientropy
 from dstash.cluster.repair.hints import Hints
 from dstash.cluster.replication.partitions import LocalPartitions
-from dstash.peer.maintenance import Pace
+from dstash.peer.background.maintenance import Pace
 from tests.simulation.events import MS, SECOND
 from tests.simulation.planted.registry import plant, planted_conditions
 from tests.simulation.world import World

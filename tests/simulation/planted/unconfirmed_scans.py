@@ -9,7 +9,7 @@ from unittest import mock
 
 from dstash.client.operations.page_reads import PageOperation
 from dstash.cluster.repair.hints import Hints
-from dstash.peer.maintenance import Pace
+from dstash.peer.background.maintenance import Pace
 from tests.simulation.events import MS
 from tests.simulation.planted.registry import plant, planted_conditions
 from tests.simulation.world import World

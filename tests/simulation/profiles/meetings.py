@@ -6,7 +6,7 @@ from dataclasses import replace
 from random import Random
 from typing import Final
 
-from dstash.peer.maintenance import Pace
+from dstash.peer.background.maintenance import Pace
 from tests.simulation.conditions import Conditions
 from tests.simulation.events import MS, SECOND
 from tests.simulation.profiles.registry import profile

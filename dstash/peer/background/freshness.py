@@ -20,10 +20,10 @@ from dstash.cluster.replication.tasks import Merge, Pause, Scheduler, Task
 from dstash.cluster.topology import transitions
 from dstash.cluster.topology.joining import is_newcomer
 from dstash.cluster.topology.life import Life
-from dstash.cluster.topology.topology import Topology
+from dstash.cluster.topology.transitions import Proposal
 from dstash.cluster.topology.view import View
 from dstash.errors import DStashError
-from dstash.peer.claims import SUSPECTED, Claims
+from dstash.peer.background.claims import SUSPECTED, Claims
 from dstash.store.interface import LACKING_MARK
 from dstash.version import Stamp
 
@@ -55,7 +55,7 @@ class Freshness:
         self,
         replica: Replica,
         scheduler: Scheduler,
-        propose: Callable[[Callable[[Topology], Topology | None]], None],
+        propose: Callable[[Proposal], None],
     ) -> None:
         self._replica = replica
         self._local_partitions = replica.local_partitions

@@ -14,7 +14,7 @@ from dstash.cluster.topology.view import View
 from dstash.errors import DStashError
 from dstash.peer.admission.backlog import Backlog
 from dstash.peer.admission.write_floor import WriteFloor
-from dstash.peer.maintenance import Maintenance, Pace
+from dstash.peer.background.maintenance import Maintenance, Pace
 from dstash.peer.telemetry.observer import Observer
 from dstash.types import Level
 from dstash.version import Steady

@@ -16,8 +16,8 @@ from dstash.cluster.topology.view import View
 from dstash.errors import DStashError, Unavailable
 from dstash.peer.admission.backlog import Backlog
 from dstash.peer.admission.write_floor import WriteFloor
-from dstash.peer.background import Background
-from dstash.peer.maintenance import Pace
+from dstash.peer.background.background import Background
+from dstash.peer.background.maintenance import Pace
 from dstash.wire.codec import pack_blobs
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import Lookup, Ping, Pong, Want

@@ -18,8 +18,8 @@ from dstash.cluster.topology.view import View
 from dstash.errors import BelowFloor, DiskFull
 from dstash.limits import PARTITIONS
 from dstash.peer.assembly import Settings
+from dstash.peer.background.maintenance import Pace
 from dstash.peer.core import PeerCore
-from dstash.peer.maintenance import Pace
 from dstash.store.memory import TwinStore
 from dstash.store.record import open_record, partition_of
 from dstash.types import RecordFlag

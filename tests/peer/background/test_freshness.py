@@ -15,9 +15,9 @@ from dstash.cluster.topology.view import View
 from dstash.errors import NotReady, StaleEpoch
 from dstash.peer.admission.authority import Authority, Grant, Role
 from dstash.peer.assembly import Settings
-from dstash.peer.claims import SUSPECTED
+from dstash.peer.background.claims import SUSPECTED
+from dstash.peer.background.maintenance import Pace
 from dstash.peer.core import PeerCore
-from dstash.peer.maintenance import Pace
 from dstash.store.interface import LACKING_MARK
 from dstash.wire import codec
 from dstash.wire.envelope import Envelope, decode, encode

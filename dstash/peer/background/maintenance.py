@@ -7,7 +7,6 @@ from typing import Any, Final, NamedTuple
 
 import structlog
 
-from dstash import events
 from dstash.cluster.repair.antientropy import compare_all
 from dstash.cluster.repair.corrupt_records import repair_corrupt_records
 from dstash.cluster.repair.dropped_records import (
@@ -21,10 +20,8 @@ from dstash.cluster.repair.hints import Hints, replay
 from dstash.cluster.replication.clock_exchange import ask_clock
 from dstash.cluster.replication.epoch_barrier import await_barrier, coordinator
 from dstash.cluster.replication.future.lowering import lower_floors
-from dstash.cluster.replication.replica import Progress, Replica
-from dstash.cluster.replication.streaming import stream
+from dstash.cluster.replication.replica import Replica
 from dstash.cluster.replication.tasks import Pause, Scheduler, Task
-from dstash.cluster.replication.throttle import STREAMS
 from dstash.cluster.replication.tombstone_gc import (
     agree_all,
     clean_up,
@@ -35,16 +32,15 @@ from dstash.cluster.replication.transfer import ask
 from dstash.cluster.topology import transitions
 from dstash.cluster.topology.drop_steps import with_swept, without_settled
 from dstash.cluster.topology.topology import Topology
+from dstash.cluster.topology.transitions import Proposal
 from dstash.cluster.topology.view import View
 from dstash.errors import DStashError
 from dstash.limits import PARTITIONS
-from dstash.peer.freshness import Freshness
+from dstash.peer.background.freshness import Freshness
+from dstash.peer.background.gains import Gains
 from dstash.wire.messages import TopologyReply, TopologyRequest
 
 _log = structlog.get_logger("dstash.peer")
-
-#: A topology step: returns the next topology, or None when the step is no longer needed.
-Proposal = Callable[[Topology], Topology | None]
 
 #: How often (milliseconds) the clocks of the other members are read: normally, and while some of
 #: them have not answered since a clock was set.
@@ -66,8 +62,6 @@ _CORRUPT_REPAIR_PAUSE_MS: Final = 1000
 _REMOVE_PAUSE_MS: Final = 2000
 #: How often (milliseconds) members are asked how far they are with drops.
 _DROPS_MS: Final = 2000
-#: The purpose of streaming the registers of a topology change, after all other records.
-_REGISTERS: Final = "registers"
 #: Each round of comparison verifies every record of this many partitions: all of them in an hour.
 _SCRUBBED_PER_ROUND: Final = PARTITIONS // 360 + 1
 
@@ -98,13 +92,6 @@ class Maintenance:
         self._pace = pace
         replica.repair_rate = pace.repair_rate
         self._view: View | None = None
-        self._streaming: tuple[Any, ...] | None = None
-        self._paused: tuple[Any, ...] | None = (
-            None  # the partitions that were streaming when the change was paused
-        )
-        self._unstreamed: set[int] = set()
-        #: The topology step of the streaming that has ended, until the topology has it.
-        self._final_step: Proposal | None = None
         #: The change whose end was begun last, and the epoch then. In each later epoch it is begun
         #: again: the topology may have been lost with the end, and restored without it.
         self._ending = 0, 0
@@ -118,6 +105,8 @@ class Maintenance:
         self._save_after = 0
         self._remove_after = self._drops_after = self._removed_generation = 0
         self.freshness = Freshness(replica, scheduler, self.propose)
+        # Once the store is complete, other peers' memories of the old store no longer count.
+        self._gains = Gains(replica, scheduler, self.freshness.streamed, self.propose)
 
     def propose(self, step: Proposal) -> None:
         """Collect a topology step."""
@@ -136,7 +125,7 @@ class Maintenance:
             self._next_compare = min(self._next_compare, now + 1000)
         self.freshness.install(view)
         if before is None or before.epoch != view.epoch:
-            self._stream_if_needed(view)
+            self._gains.install(view)
             self._clean_up_if_needed(before, view)
             for peer in self.hints.waiting():
                 if peer not in view.members:
@@ -196,19 +185,12 @@ class Maintenance:
 
     def describe(self) -> dict[str, Any]:
         """Return the state of background work, for the status."""
-        progress, now = self.replica.progress, self.replica.now()
         return {
-            "streaming": len(self._unstreamed),
-            "streaming_of": progress.partitions,
-            "streaming_ms": progress.milliseconds(now),
-            "streaming_bytes_per_second": progress.bytes_per_second(now),
-            "streaming_seconds_left": progress.seconds_left(len(self._unstreamed), now),
-            "streamed_records": progress.records,
-            "streamed_bytes": progress.bytes,
+            **self._gains.describe(),
             "repaired_records": self.replica.repaired,
             "compared": self.replica.compared,
             "differed": self.replica.differed,
-            **self.replica.differing.describe(now),
+            **self.replica.differing.describe(self.replica.now()),
             "replayed": self.replica.replayed,
             "repair": self.replica.repair.describe(self.replica.repaired),
             "hints": self.hints.describe(),
@@ -331,118 +313,6 @@ class Maintenance:
         while partitions := corruption.to_check():
             yield from self.replica.local_partitions.digests.scrub(partitions[0])
             yield Pause()
-
-    def _stream_if_needed(self, view: View) -> None:
-        wanted = self._wanted(view)
-        purpose = None if wanted is None else wanted[0]
-        change = view.topology.change
-        if purpose == self._streaming and purpose is not None:
-            if self._final_step is not None:
-                # The topology may have been lost with the step, and restored without it.
-                self.proposals.append(self._final_step)
-            return
-        self._final_step = None
-        self._scheduler.cancel("stream:")
-        if self._streaming is not None and self._unstreamed:
-            self._log_streaming(events.STREAMING_STOPPED)
-        if wanted is not None:
-            self._begin_streaming(*wanted)
-        elif change is not None and change.paused:
-            self._pause_streaming()
-        else:
-            self._unstreamed, self._paused = set(), None
-        self._streaming = purpose
-
-    def _pause_streaming(self) -> None:
-        if self._streaming is not None:
-            self._paused = self._streaming
-            self.replica.progress.pause(self.replica.now())
-
-    def _wanted(self, view: View) -> tuple[tuple[Any, ...], list[int], Proposal] | None:
-        """Return purpose, partitions and final topology step of the streaming that is needed."""
-        topology, me = view.topology, self.replica.me
-        member = view.members.get(me)
-        if member is None:
-            return None
-        if not member.synced:
-            held = [number for number in range(PARTITIONS) if me in view.readers[number]]
-            store_id, lineage = member.store_id, self.replica.local_partitions.lineage
-            return (
-                ("store", store_id, view.readers),
-                held,
-                lambda latest: transitions.streamed(latest, me, store_id, lineage.current),
-            )
-        change = topology.change
-        if change is None or change.switched or change.paused:
-            return None
-        are_registers = me in change.complete
-        if are_registers and (not change.resting or me in change.registers_complete):
-            return None
-        gained = transitions.incoming(topology).get(me)
-        if not gained:
-            return None
-        number = change.number
-        step = transitions.complete_registers if are_registers else transitions.complete
-
-        def complete(latest: Topology) -> Topology | None:
-            # A change of another history may have the same number, see ``joining.shares_epoch``.
-            is_same = transitions.incoming(latest).get(me) == gained
-            return step(latest, me, number) if is_same else None
-
-        return (_REGISTERS if are_registers else "change", number, tuple(gained)), gained, complete
-
-    def _begin_streaming(
-        self, purpose: tuple[Any, ...], partitions: list[int], step: Proposal
-    ) -> None:
-        if purpose == self._paused:
-            # Streamed partitions stay complete: this peer gets every write to them, as a replica.
-            self.replica.progress.resume(self.replica.now())
-        else:
-            self._unstreamed = set(partitions)
-            self.replica.progress = Progress(len(partitions), self.replica.now())
-        progress = self.replica.progress
-        left = [partition for partition in partitions if partition in self._unstreamed]
-        streamers = [left[begin::STREAMS] for begin in range(STREAMS)]
-        working = sum(map(bool, streamers))
-        if left:
-            _log.info(events.STREAMING_BEGUN, purpose=purpose[0], partitions=len(left))
-
-        def all_ended() -> None:
-            progress.ended = self.replica.now()
-            if left:
-                self._log_streaming(events.STREAMING_ENDED)
-            # Once the store is complete, other peers' memories of the old store no longer count.
-            self._scheduler.spawn("stream:end", self.freshness.streamed(), propose)
-
-        def propose(result: Any, failure: DStashError | None) -> None:
-            self._final_step = step
-            self.proposals.append(step)
-
-        def ended(result: Any, failure: DStashError | None) -> None:
-            nonlocal working
-            working -= 1
-            if not working and self._streaming == purpose and not self._unstreamed:
-                all_ended()
-
-        if not working:
-            all_ended()
-        for number, share in enumerate(streamers):
-            if share:
-                done = self._unstreamed.discard
-                task = stream(self.replica, share, done, registers=purpose[0] == _REGISTERS)
-                self._scheduler.spawn(f"stream:{number}", task, ended)
-
-    def _log_streaming(self, event: str) -> None:
-        progress, now = self.replica.progress, self.replica.now()
-        _log.info(
-            event,
-            partitions=progress.partitions - len(self._unstreamed),
-            of=progress.partitions,
-            records=progress.records,
-            bytes=progress.bytes,
-            seconds=round(progress.milliseconds(now) / 1000, 1),
-            bytes_per_second=progress.bytes_per_second(now),
-        )
 
     def _end_if_switched(self, view: View) -> None:
         change = view.topology.change

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dstash.cluster.replication.lineage import LIVES_PER_EPOCH, Lineage
-from dstash.peer.claims import Claims
+from dstash.peer.background.claims import Claims
 from dstash.store.memory import TwinStore
 
 
