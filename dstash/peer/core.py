@@ -7,7 +7,7 @@ at once, from a snapshot; writes when their commit is done.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from dstash.cluster.replication.tasks import Outgoing
 from dstash.cluster.topology.life import Life
@@ -19,6 +19,7 @@ from dstash.peer.admission.requests import Reply, Request
 from dstash.peer.admission.writes import WaitingWrite
 from dstash.peer.assembly import Handlers, Services, Settings, SharedState
 from dstash.peer.commits.commit import Commit
+from dstash.peer.commits.votes import VOTES
 from dstash.peer.dispatch.deferred import DEFERRED
 from dstash.peer.short.writes import ShortPut
 from dstash.peer.telemetry.tracing import Tracer
@@ -36,10 +37,25 @@ from dstash.wire.messages import (
     ScanKeys,
     Want,
 )
+from dstash.wire.registers import Change, Settle
 from dstash.wire.shapes import Message, weight_of
 
 #: A commit of one put, or of any writes.
 AnyCommit = ShortPut | Commit
+
+
+class _Rest(NamedTuple):
+    """A time in which there is nothing to do, unless something happens (``begin`` to ``end``)."""
+
+    begin: int
+    end: int
+
+    def covers(self, now: int) -> bool:
+        """Whether it contains a time. One before it means that the clock was set back."""
+        return self.begin <= now < self.end
+
+
+_NO_REST: Final = _Rest(0, 0)
 
 
 class PeerCore:
@@ -61,9 +77,8 @@ class PeerCore:
         self.view: View | None = None
         #: Whether, at the last look, nothing was soon due that ``wakeup`` does not know of.
         self.is_calm = False
-        #: When the last tick was, and until when no other has anything to do, by this peer's own
-        #: clock.
-        self._ticked_at = self._idle_until = 0
+        #: When the background and the registers have nothing to do, unless something happens.
+        self._rest = self._rest_of_registers = _NO_REST
         #: Set when the disk failed permanently: the peer must stop.
         self.failure: DStashError | None = None
         state = SharedState(settings, store, now)
@@ -119,11 +134,15 @@ class PeerCore:
             return [Reply(sender, short)]
         if self._short_writes.accept(sender, parts, now):
             return []
-        self.disturb()
         try:
             envelope = decode(parts)
         except ProtocolError as error:
+            self.disturb()
             return self.rejections.malformed(sender, user, error, now)
+        if type(envelope.message) in _CHANGES:
+            self._rest_of_registers = _NO_REST
+        elif type(envelope.message) not in VOTES:  # which only wait for the disk
+            self.disturb()
         self._background.set_time(now)
         size = sum(map(len, parts))
         notes = None
@@ -131,10 +150,39 @@ class PeerCore:
             notes = self.tracer.begin(envelope)
         return self._handle(Request(sender, user, envelope, now, size, notes), now)
 
+    def answered(self, peer: str, parts: list[bytes], now: int) -> None:
+        """Handle a message from another peer, on a connection that this peer opened.
+
+        Args:
+            peer: its id.
+            parts: the frames.
+            now: this peer's own clock, in milliseconds since 1970.
+        """
+        if self.outgoing.answered(peer, parts, now):
+            self._rest_of_registers = _NO_REST
+        else:
+            self.disturb()
+
     def tick(self, now: int) -> tuple[list[Reply], list[Outgoing]]:
-        """Run a little of the background work; returns replies, and messages for other peers."""
+        """Run a little of the background work; returns replies, and messages for other peers.
+
+        If nothing but registers was disturbed since the last tick, they are all that is run.
+        """
         self._background.set_time(now)
-        outgoing = self._background.tick(stopping=self.health.stopping) + self.registers.tick()
+        replies: list[Reply] = []
+        outgoing: list[Outgoing] = []
+        if not self._rest.covers(now) or self._rest_of_registers.covers(now):
+            replies, outgoing = self._tick_background(now)
+        outgoing += self.registers.tick()
+        for ticket, message in self.registers.take(now):
+            replies.append(self.replies.encode(ticket, message, now))
+        if self.hints.marks.has_unsaved:  # of a replica that has missed the write of a register
+            self.disturb()
+        self._rest_of_registers = _Rest(now, now + self._wait_for_registers(now))
+        return replies, outgoing
+
+    def _tick_background(self, now: int) -> tuple[list[Reply], list[Outgoing]]:
+        outgoing = self._background.tick(stopping=self.health.stopping)
         self.serving.watch()
         if self._background.has_looked:
             self.health.watch()
@@ -142,18 +190,19 @@ class PeerCore:
             self.is_calm = is_free and self._background.is_calm
         self.history.note(now)
         ready = self._questions.take() if self._questions.ready else []
-        ready += self.registers.take(now)
         replies = [self.replies.encode(ticket, message, now) for ticket, message in ready]
         for request, error in self.admission.expired(now):
             replies.append(self.replies.encode(request.ticket, Error.of(error), now))
         if (broken := self.store.check_writable()) is not None:
             self.failure = self.failure or StoreFailed(broken)
-        self._rest(now)
+        may_rest = self._background.has_looked_once and not self._questions.ready
+        may_rest = may_rest and not self.health.stopping and self.failure is None
+        self._rest = _Rest(now, now + self._wait_for_background(now)) if may_rest else _NO_REST
         return replies, outgoing
 
     def is_idle_at(self, now: int) -> bool:
         """Whether ``tick`` has nothing to do, because nothing has happened since the last one."""
-        return self._ticked_at <= now < self._idle_until
+        return self._rest.covers(now) and self._rest_of_registers.covers(now)
 
     def be_busy(self, is_busy: bool) -> None:
         """Take note whether other messages wait, so that their writes share a commit."""
@@ -161,33 +210,26 @@ class PeerCore:
 
     def disturb(self) -> None:
         """Take note that something has happened, so that ``tick`` may have something to do."""
-        self._idle_until = 0
-
-    def wakeup(self, now: int) -> int:
-        """Return how many milliseconds may pass before ``tick`` is due."""
-        waits, due = self._background.wakeup(now), self.registers.wakeup(now)
-        return waits if due is None else min(waits, due)
+        self._rest = _NO_REST
 
     def idle_time(self, now: int) -> int:
         """Return how many milliseconds to wait for an event before the next tick."""
-        if self.is_idle_at(now):  # to ask all again would take longer than to answer a look-up
-            return self._idle_until - now
+        # To ask all again would take longer than to answer a look-up.
+        rest, of_registers = self._rest, self._rest_of_registers
+        waits = rest.end - now if rest.covers(now) else self._wait_for_background(now)
+        if of_registers.covers(now):
+            return min(waits, of_registers.end - now)
+        return min(waits, self._wait_for_registers(now))
+
+    def _wait_for_background(self, now: int) -> int:
         waits = _MAX_WAIT_MS
         if self.is_calm:  # the history has a sample of each second
             waits = max(1, min(_CALM_WAIT_MS, self.history.due - now))
-        return min(waits, self.wakeup(now))
+        return min(waits, self._background.wakeup(now))
 
-    def _rest(self, now: int) -> None:
-        """Note until when there is nothing to do, at the end of a tick."""
-        self._idle_until = 0
-        if (
-            self._background.has_looked_once
-            and not self._questions.ready
-            and not self.registers.has_work
-            and not self.health.stopping
-            and self.failure is None
-        ):
-            self._ticked_at, self._idle_until = now, now + self.idle_time(now)
+    def _wait_for_registers(self, now: int) -> int:
+        waits = self.registers.wakeup(now)
+        return _MAX_WAIT_MS if waits is None else min(waits, _MAX_WAIT_MS)
 
     def take_proposals(self) -> list[Proposal]:
         """Return the topology steps that became due since the last call."""
@@ -242,6 +284,8 @@ class PeerCore:
         ready = [reply for reply in commit.replies if not self.registers.refused(reply[0])]
         voted = [self.registers.voted(write, answer) for write, answer in commit.votes]
         ready += [reply for reply in voted if reply is not None]
+        if len(ready) < len(commit.replies) + len(voted):  # the others were for this peer itself
+            self._rest_of_registers = _NO_REST
         return [self.replies.encode(ticket, message, now) for ticket, message in ready]
 
     @property
@@ -270,8 +314,10 @@ class PeerCore:
         except StoreError as error:
             # The disk or the file failed: this peer must stop, and another replica must answer.
             self.failure = self.failure or error
+            self.disturb()
             answer, outcome = Error.of(NotReady(f"{self.settings.peer}: {error}")), "NotReady"
         except DStashError as error:
+            self.disturb()
             answer, outcome = self.rejections.refused(request, error, now), type(error).__name__
         self.meters.requests[type(message).__name__, level, outcome] += 1
         return [] if answer is None else [self.replies.encode(request.ticket, answer, now)]
@@ -290,6 +336,7 @@ class PeerCore:
         if type(message) not in _DATA:
             raise ProtocolError(f"a {type(message).__name__} is not a request")
         if admission.is_future_epoch(envelope):
+            self.disturb()
             if admission.wait_for_topology(request):
                 self.topology_news.refresh()
             return None
@@ -331,6 +378,7 @@ _SMALL_ANSWER: Final = 128 * 1024
 #: Requests about keys: they need a formed cluster, a current epoch and an index.
 _READS: Final = (Lookup, Fetch, Scan, ScanKeys, Count)
 _WRITES: Final = (Put, Delete, Apply)
+_CHANGES: Final = frozenset((Change, Settle))
 _DATA: Final = {*_READS, *_WRITES, *DEFERRED}
 
 #: Outcomes of requests that were not refused. An accepted request is answered later.

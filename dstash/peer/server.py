@@ -33,11 +33,11 @@ from dstash.peer.supervision.slow_disk import SlowDisk
 from dstash.waker import Waker
 from dstash.wire.connections.connections import Connections
 from dstash.wire.envelope import Envelope, encode
-from dstash.wire.links import Links
+from dstash.wire.links import Event, Links
 from dstash.wire.messages import Error, Hello
 from dstash.wire.router import Received, Router
 from dstash.wire.shapes import Message
-from dstash.wire.sockets import Context, Poller
+from dstash.wire.sockets import Context, DescriptorPoller
 
 _log = structlog.get_logger("dstash.peer")
 
@@ -126,7 +126,7 @@ class PeerServer:
         self._drain = drain
         self._security = security
         self._waker = Waker()
-        self._poller = Poller()
+        self._poller = DescriptorPoller()
         self._links = Links(context, self._poller, self._greeting)
         self._inbox: Inbox[Received] = Inbox(core.settings.max_waiting_bytes // 2)
         self._posts: deque[Callable[[], list[Reply]]] = deque()
@@ -286,14 +286,7 @@ class PeerServer:
         if now - self._beaten_at > _BEAT_INTERVAL_S:
             self._beaten_at = now
             self.beat()
-        core, has_message = self._core, False
-        for source in self._poller.wait(core.idle_time(wall())):
-            if source == self._waker.handle:
-                self._waker.clear()
-            elif source is self._router.socket:
-                has_message = True
-            else:
-                self._take_events(source)
+        has_message = self._await_event()
         if self._posts:
             self._run_posts()
         if has_message or self._inbox:
@@ -306,6 +299,22 @@ class PeerServer:
         if self._hand_over():
             self._maintain()  # what was committed may be what a task or a register waits for
 
+    def _await_event(self) -> bool:
+        """Wait until there is something to do; return whether the router may have a message."""
+        router, links = self._router, self._links
+        if links.may_have_news:
+            self._take_events(links.unnoticed())
+        # Descriptors do not tell of messages that arrived before the last use of a socket.
+        has_message = router.has_message
+        for source in self._poller.wait(0 if has_message else self._core.idle_time(wall())):
+            if source == self._waker.handle:
+                self._waker.clear()
+            elif source is router.socket:
+                has_message = True
+            else:
+                self._take_events(links.events(source))
+        return has_message
+
     def _take_view(self, view: View) -> list[Reply]:
         replies = self._core.install(view, wall())
         waited_for = view.is_read(self._core.settings.peer)
@@ -315,14 +324,14 @@ class PeerServer:
             use_time_slice(None if waited_for else LONG)
         return replies
 
-    def _take_events(self, ready: object) -> None:
-        self._core.disturb()
-        for peer, parts in self._links.events(ready):
+    def _take_events(self, events: Iterable[Event]) -> None:
+        for peer, parts in events:
             if parts is None:
+                self._core.disturb()
                 self._core.outgoing.lost(peer)
                 self._agent.refresh()  # its process may have ended
             else:
-                self._core.outgoing.answered(peer, parts, wall())
+                self._core.answered(peer, parts, wall())
 
     def _has_time(self) -> bool:
         return time.perf_counter() - self._maintaining_since < _MAINTENANCE_S

@@ -172,8 +172,9 @@ class Links:
                 yield from self.events(self._links[peer].monitor)
         while self._written:
             peer = self._written.pop()
-            if peer in self._links:
-                yield from self._messages(peer, self._links[peer])
+            link = self._links.get(peer)
+            if link is not None and link.has_message:
+                yield from self._messages(peer, link)
 
     def close(self) -> None:
         """Close every connection."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import _thread
 import errno
 import os
+import select
 import struct
 import time
 from collections import deque
@@ -308,6 +309,11 @@ class Link:
         except zmq.ZMQError:
             return None
 
+    @property
+    def has_message(self) -> bool:
+        """Whether ``receive`` may return a message; faster than to find none."""
+        return bool(self._put_back) or self._has_input(self.socket)
+
     def put_back(self, parts: list[bytes]) -> None:
         """Return a message, to be received again."""
         self._put_back.appendleft(parts)
@@ -324,8 +330,11 @@ class Link:
         A message that was received before is of the connection before the change, or of a later
         one: libzmq reports a change before it delivers messages of a new connection.
         """
+        return self._has_input(self.monitor)
+
+    def _has_input(self, socket: zmq.Socket[bytes]) -> bool:
         try:
-            events: Any = self.monitor.getsockopt(_EVENTS)
+            events: Any = socket.getsockopt(_EVENTS)
         except zmq.ZMQError:  # the context was closed
             return False
         return bool(events & _INPUT)
@@ -417,3 +426,37 @@ class Poller:
             return [ready for ready, _ in self._poller.poll(milliseconds)]
         except zmq.ZMQError as error:
             raise _failure("waiting for sockets failed", error) from None
+
+
+class DescriptorPoller:
+    """Waits for any of several sockets and wakers by their descriptors, in one system call.
+
+    A ``Poller`` asks every socket before and after it waits, which takes several calls for each.
+    In exchange, the owner of this one has a duty: the descriptor of a ZeroMQ socket is
+    edge-triggered, and any use of the socket may consume the edge. So each socket that was used
+    must be looked at before the next wait (``Router.has_message``, ``Links.unnoticed``).
+    """
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._descriptors: dict[Any, int] = {}
+        self._sockets: dict[int, Any] = {}
+
+    def watch(self, *sockets: Any) -> None:
+        """Add sockets or file descriptors to wait for."""
+        for socket in sockets:
+            descriptor = socket if isinstance(socket, int) else socket.fileno()
+            self._descriptors[socket] = descriptor
+            self._sockets[descriptor] = socket
+            self._poll.register(descriptor, select.POLLIN)
+
+    def forget(self, *sockets: Any) -> None:
+        """Stop waiting for sockets; ignore unknown ones, which an interrupt kept from ``watch``."""
+        for socket in sockets:
+            descriptor = self._descriptors.pop(socket, None)
+            if descriptor is not None and self._sockets.pop(descriptor, None) is not None:
+                self._poll.unregister(descriptor)
+
+    def wait(self, milliseconds: int) -> list[Any]:
+        """Return the sockets that may have input, after at most that time."""
+        return [self._sockets[descriptor] for descriptor, _ in self._poll.poll(milliseconds)]

@@ -162,7 +162,7 @@ class Joined:
                 asker = reply.to.decode().split(":")[0]
                 if asker in self.peers:  # a test may take a peer out
                     core = self.peers[asker]
-                    core.outgoing.answered(name, reply.frames, self.time_at(asker))
+                    core.answered(name, reply.frames, self.time_at(asker))
 
     # -- the client
 

@@ -184,6 +184,7 @@ class Node:
             self._agent.go_without(error)
         if self.core is not None and self.core.view is not None:
             self.core.health.not_ready = None
+            self.core.disturb()
 
     def kill(self, *, power: bool) -> None:
         """Kill the process; after a power failure without a signal to other peers."""
@@ -223,6 +224,7 @@ class Node:
         if self.core is not None and not self.core.health.stopping:
             self.note("is asked to stop")
             self.core.health.stopping = True
+            self.core.disturb()
             self._later(0, self._stop_when_drained, self.world.events.now + _DRAIN)
 
     def _stop_when_drained(self, deadline: int) -> None:
@@ -322,12 +324,13 @@ class Node:
         for handle in links.ready():
             for peer, parts in links.events(handle):
                 if parts is None:
+                    core.disturb()
                     core.outgoing.lost(peer)
                 else:
-                    core.outgoing.answered(peer, parts, self.clock())
+                    core.answered(peer, parts, self.clock())
         self._maintain(core, links)
         self._hand_over()
-        self._iterate_again(core.wakeup(self.clock()))
+        self._iterate_again(core.idle_time(self.clock()))
 
     def _note_clock(self, core: PeerCore) -> None:
         """Record that this peer judges stamps by its own clock, if it does."""
@@ -336,6 +339,8 @@ class Node:
             self.world.history.note_alone(self.name, self.world.events.now)
 
     def _maintain(self, core: PeerCore, links: VirtualLinks) -> None:
+        if core.is_idle_at(self.clock()):
+            return
         replies, outgoing = core.tick(self.clock())
         self._note_clock(core)
         self._send(replies)
@@ -345,8 +350,10 @@ class Node:
             address = member.address if member else None
             if links.moved(request.peer, address):
                 core.outgoing.lost(request.peer)
+                core.disturb()
             if not links.send(request.peer, address, request.frames):
                 core.outgoing.unsent(request)
+                core.disturb()
         news = core.topology_news
         if news.wants_refresh:
             news.wants_refresh = False
@@ -456,6 +463,7 @@ class Node:
         self._agent._unanswered_since = None
         if self.core is not None and self.core.view is not None:
             self.core.health.not_ready = None
+            self.core.disturb()
         self._looked(0)
 
     def _set(self, proposal: Topology, stored: StoredTopology) -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+from unittest.mock import ANY
 
 import pytest
 
@@ -15,7 +16,7 @@ from dstash.errors import UsageError
 from dstash.limits import MAX_FRAME_BYTES
 from dstash.waker import Waker
 from dstash.wire.router import Received, Router
-from dstash.wire.sockets import Context, Link, LinkState, Poller
+from dstash.wire.sockets import Context, DescriptorPoller, Link, LinkState, Poller
 from tests.harness.ports import free_port
 from tests.harness.waiting import PATIENCE, wait_until
 
@@ -154,6 +155,43 @@ def test_port_in_use_is_named(context: Context, router: Router) -> None:
 def test_malformed_address_is_named(context: Context) -> None:
     with pytest.raises(UsageError, match="cannot connect to 'nonsense'"):
         Link(context, "nonsense", lambda: GREETING)
+
+
+class TestDescriptorPoller:
+    @pytest.fixture
+    def poller(self) -> DescriptorPoller:
+        return DescriptorPoller()
+
+    def test_arrival_of_a_message_ends_the_wait(
+        self, poller: DescriptorPoller, router: Router, link: Link
+    ) -> None:
+        poller.watch(router.socket)
+        link.send([b"request"])
+        states(link, LinkState.UP)
+        for wanted in (GREETING, [b"request"]):
+            while not router.has_message:
+                assert poller.wait(5000) == [router.socket]
+            assert router.receive() == Received(ANY, wanted, None)
+        assert not router.has_message
+        assert poller.wait(0) == []
+
+    def test_use_of_a_socket_hides_what_has_arrived(
+        self, poller: DescriptorPoller, router: Router, link: Link
+    ) -> None:
+        poller.watch(router.socket)
+        states(link, LinkState.UP)
+        wait_until(lambda: router.has_message, PATIENCE, "the greeting arrives")
+        assert poller.wait(0) == [], "which is why the owner has to look before it waits"
+        assert router.has_message
+
+    def test_forgotten_sockets_are_not_waited_for(self, poller: DescriptorPoller) -> None:
+        waker = Waker()
+        poller.watch(waker)
+        waker.wake()
+        assert poller.wait(5000) == [waker]
+        poller.forget(waker, object())
+        waker.close()
+        assert poller.wait(0) == []
 
 
 class TestWaker:

@@ -169,6 +169,11 @@ class Commit:
         """Whether it stored nothing but puts of one key, each as it came."""
         return self.plain == len(self.waiting)
 
+    @property
+    def leaves_work(self) -> bool:
+        """Whether a task of the peer waits for it, or has to repair what was not stored."""
+        return bool(self.done or self.corrupt or self.preempted or self.skewed)
+
     def note(self, took: float, sync: float) -> None:
         """Note in traced requests how long (seconds) the commit and its sync took."""
         for write in self.waiting:

@@ -121,7 +121,7 @@ class GroupCommit:
         """Take note of what a commit that has run changed, and tell the tasks that wait for it.
 
         Returns:
-            whether there is more to do: by a task, or because of what was not stored.
+            whether that leaves a task something to do.
         """
         # A majority may hold later stamps by now: the client retries in a moment.
         self._clock.is_due = self._clock.is_due or commit.skewed
@@ -130,4 +130,4 @@ class GroupCommit:
         self.preempted.update(commit.preempted)
         for internal, error in commit.done:
             internal.done(error)
-        return self._backlog.committed(commit.waiting, now) or not commit.is_plain
+        return self._backlog.committed(commit.waiting, now) or commit.leaves_work

@@ -34,10 +34,12 @@ class OutgoingRequests:
         self._topology_news = topology_news
         self._counts = counts
 
-    def answered(self, peer: str, parts: list[bytes], now: int) -> None:
-        """Handle a message from another peer, on a connection that this peer opened.
+    def answered(self, peer: str, parts: list[bytes], now: int) -> bool:
+        """Handle a message from another peer; returns whether it answered a request for votes.
 
         Args:
+            peer: its id.
+            parts: the frames.
             now: this peer's own clock, in milliseconds since 1970.
         """
         self._background.set_time(now)
@@ -45,10 +47,12 @@ class OutgoingRequests:
             envelope = decode(parts)
         except ProtocolError:
             self._counts["malformed"] += 1
-            return
+            return False
         self._topology_news.hear(peer, envelope)
-        if not self._registers.answered(peer, envelope):
-            self._background.answered(peer, envelope)
+        if self._registers.answered(peer, envelope):
+            return True
+        self._background.answered(peer, envelope)
+        return False
 
     def lost(self, peer: str) -> None:
         """Take note that the connection to another peer broke."""

@@ -202,7 +202,6 @@ def test_put_that_nothing_waits_for_leaves_the_background_idle(peer: Peer) -> No
     peer.core.is_calm = True
     for _ in range(3):
         peer.core.tick(peer.now)
-    peer.core._rest(peer.now)
     assert peer.core.is_idle_at(peer.now)
     assert answers(peer, frames())
     assert peer.core.is_idle_at(peer.now)
