@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
+from dstash import events
 from dstash.logger import Logger
 
 _log = Logger("dstash.threads")
@@ -51,9 +52,9 @@ def _run(
         target(*args)
         if may_end():
             return
-        _log.error("a thread has ended", thread=name)
+        _log.error(events.THREAD_ENDED, thread=name)
     except BaseException as error:  # SystemExit, too, would end it silently
         why = f"{type(error).__name__}: {error}"
-        _log.error("a thread has ended", thread=name, exc_info=True)
+        _log.error(events.THREAD_ENDED, thread=name, exc_info=True)
     for listener in tuple(_listeners):
         listener(name, why)

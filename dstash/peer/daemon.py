@@ -146,7 +146,7 @@ class Daemon:
         fault = last_fault(directory)
         if fault or self._store.left_by:
             _log.warning(
-                "the last process of this peer did not end cleanly",
+                events.UNCLEAN_END,
                 pid=self._store.left_by,
                 why=fault or "it was killed, or the machine stopped",
             )
@@ -336,7 +336,7 @@ class Daemon:
             try:
                 self._store.sync()
             except DStashError as error:
-                _log.error("sync failed", error=str(error))
+                _log.error(events.SYNC_FAILED, error=str(error))
                 return
 
     def _close(self) -> None:

@@ -215,7 +215,7 @@ class MembershipAgent:
                 return
             if topology.cluster_id != self._view.topology.cluster_id:
                 return
-            _log.warning("using the topology of another member", epoch=topology.epoch)
+            _log.warning(events.TOPOLOGY_OF_MEMBER, epoch=topology.epoch)
             # Liveness is not known: requests find out which members are down.
             alive = frozenset(member.id for member in topology.members)
             self._heard = View(topology, alive, is_kept=False)
@@ -265,7 +265,7 @@ class MembershipAgent:
             return None
         if member.store_id != self._announcement.store_id:
             return None
-        _log.warning("using the topology on disk", epoch=kept.epoch)
+        _log.warning(events.TOPOLOGY_ON_DISK, epoch=kept.epoch)
         # Liveness is not known: requests find out which members are down.
         return View(kept, frozenset(member.id for member in kept.members))
 

@@ -304,7 +304,7 @@ class PeerServer:
         router, links = self._router, self._links
         if links.may_have_news:
             self._take_events(links.unnoticed())
-        # Descriptors do not tell of messages that arrived before the last use of a socket.
+        # A descriptor does not show what arrived before the socket was used last.
         has_message = router.has_message
         for source in self._poller.wait(0 if has_message else self._core.idle_time(wall())):
             if source == self._waker.handle:

@@ -263,6 +263,10 @@ class Store(Protocol):
         """Return None if the store accepts writes, else the reason why not."""
         ...
 
+    def condemn(self, reason: str) -> None:
+        """Accept no more writes, and let no process use the data again: it cannot be trusted."""
+        ...
+
     def stats(self) -> StoreStats:
         """Return sizes."""
         ...

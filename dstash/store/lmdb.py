@@ -19,6 +19,7 @@ from typing import Any, Final
 import lmdb
 import structlog
 
+from dstash import events
 from dstash.errors import Busy, CorruptStore, DiskFull, ForeignStore, StoreError
 from dstash.store.crashes import may_lack_writes, note_synced, note_unsynced
 from dstash.store.directory import (
@@ -382,7 +383,7 @@ class LmdbStore(LiveEnvironment):
         """
         if self._failed is None and (harm := self._harm()):
             self._fail(harm)
-            _log.error("the store is closed", why=harm)
+            _log.error(events.STORE_CLOSED, why=harm)
         if self._failed is None:
             self._space.tend()
 

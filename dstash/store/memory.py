@@ -31,6 +31,7 @@ class TwinStore:
         self.marks: dict[bytes, bytes] = {}
         self.synced_in = 0.0
         self.may_lack_writes = False
+        self._condemned: str | None = None
         self._ceiling: Version = ZERO
 
     def adopt(self, identity: Identity) -> None:
@@ -92,8 +93,12 @@ class TwinStore:
         return DiskState.AMPLE
 
     def check_writable(self) -> str | None:
-        """Return None, because a dictionary always accepts writes."""
-        return None
+        """Return None if the store accepts writes, else the reason why not."""
+        return self._condemned
+
+    def condemn(self, reason: str) -> None:
+        """Accept no more writes."""
+        self._condemned = reason
 
     def stats(self) -> StoreStats:
         """Return sizes."""

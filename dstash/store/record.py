@@ -218,6 +218,14 @@ def highest(records: Iterable[bytes | None]) -> bytes | None:
     return winner
 
 
+def is_misplaced(storage_key: bytes) -> bool:
+    """Whether no record can have this storage key: its key does not belong to its partition."""
+    if len(storage_key) < 3:
+        return True
+    _, index, key = split_storage_key(storage_key)
+    return not index or partition_in(storage_key) != partition_of(key)
+
+
 def split_storage_key(storage_key: bytes) -> tuple[int, bytes, bytes]:
     """Return (partition, index, key)."""
     end = 3 + storage_key[2]

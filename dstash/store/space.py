@@ -100,7 +100,7 @@ class Space:
             return False
         if self._reserve.release():
             self._allocate_at = self._clock() + _QUIET_S
-            _log.warning("the disk is full; its reserve was released", path=str(self._directory))
+            _log.warning(events.RESERVE_RELEASED, path=str(self._directory))
             return True
         self._is_exhausted = True
         return False

@@ -115,13 +115,34 @@ def test_truncated_file_is_streamed_again_under_load_if_configured(
         assert client.batch_lookup("i", list(some), read="all") == some
 
 
-def start_as_the_setting_says(peer: Peer) -> None:
-    """Start a peer whose file was truncated: it stops at once, or sets the file aside."""
+def test_corrupt_keys_stop_a_peer_and_are_streamed_again_if_configured(tmp_path: Path) -> None:
+    with trio(tmp_path) as peers:
+        peers.form("a", "b", "c")
+        client = peers.client()
+        client.batch_put("i", VALUES, write="all").raise_for_failures()
+        peer = peers["c"]
+        with Load(peers.client()) as load:
+            more(load, 50)
+        flip(peer.data / "data.mdb", rb"\x01ikey-\d+")
+        client.admin.repair()
+        assert peer.wait_end() == StoreFailed.exit_code
+        last = peer.log.read_text().splitlines()[-1]
+        assert last.startswith("dstash-peer: ")
+        assert "of a record is corrupt, so records are missing under other keys" in last
+        assert client.batch_lookup("i", list(VALUES)) == VALUES, "the others have them"
+        start_as_the_setting_says(peer, "of a record is corrupt")
+        check_invariants(peers, load)
+        assert client.batch_lookup("i", list(VALUES), read="all") == VALUES
+        assert dict(peers.client(zone="zone-c", read="one").items("i")) == VALUES
+
+
+def start_as_the_setting_says(peer: Peer, text: str = "data.mdb was truncated") -> None:
+    """Start a peer whose store is corrupt: it stops at once, or sets the store aside."""
     peer.environ["DSTASH_ON_CORRUPT"] = "stop"
     peer.start()
     assert peer.wait_end() == 1
     last = peer.log.read_text().splitlines()[-1]
-    assert "data.mdb was truncated" in last
+    assert text in last
     assert "start with on_corrupt = 'resync'" in last
     peer.environ["DSTASH_ON_CORRUPT"] = "resync"
     peer.start()
@@ -175,14 +196,14 @@ def test_flipped_bits_are_repaired_counted_and_logged(
         peers["c"].wait_logged("corrupt record repaired")
 
 
-def flip(file: Path) -> None:
-    """Flip a bit of every marked value in the file of a running peer.
+def flip(file: Path, pattern: bytes = rb"<marked-\d{4}>") -> None:
+    """Flip the last bit of everything that matches a pattern in the file of a running peer.
 
     No client may write meanwhile: if a page moved between reading and flipping, another page would
     be corrupted, perhaps a page of the tree.
     """
     content = file.read_bytes()
-    places = [found.end() - 1 for found in re.finditer(rb"<marked-\d{4}>", content)]
+    places = [found.end() - 1 for found in re.finditer(pattern, content)]
     assert len(places) >= len(VALUES)
     with file.open("r+b") as handle:
         for place in places:

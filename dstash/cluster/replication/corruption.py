@@ -7,7 +7,8 @@ from typing import Final
 
 import structlog
 
-from dstash.store.record import partition_in, split_storage_key
+from dstash import events
+from dstash.store.record import is_misplaced, partition_in, split_storage_key
 
 _log = structlog.get_logger("dstash.corruption")
 
@@ -27,6 +28,9 @@ class Corruption:
     def __init__(self) -> None:
         self.found = 0
         self.repaired = 0
+        #: A storage key that was found with a corrupt record, and was itself corrupt: so a record
+        #: is missing under another key, and which one is not known. Empty if none was found.
+        self.misplaced = b""
         self._waiting: dict[int, set[bytes]] = {}
         self._count = 0
         #: Partitions with corrupt records that are not tracked, because there are too many.
@@ -53,6 +57,8 @@ class Corruption:
             partition = partition_in(storage_key)
             if storage_key in self._waiting.get(partition, ()):
                 continue
+            if is_misplaced(storage_key):
+                self.misplaced = storage_key
             if self._count >= _MAX_TRACKED:
                 self._overflowed.add(partition)
                 continue
@@ -60,7 +66,7 @@ class Corruption:
             self._count += 1
             self.found += 1
             if self.found <= _MAX_LOGGED:
-                _log.warning("corrupt record on disk", **_describe(storage_key))
+                _log.warning(events.RECORD_CORRUPT, **_describe(storage_key))
 
     def known(self, partition: int) -> frozenset[bytes]:
         """Return the storage keys in a partition that await repair."""
@@ -97,7 +103,7 @@ class Corruption:
                 del self._waiting[partition]
             self.repaired += 1
             if self.repaired <= _MAX_LOGGED:
-                _log.info("corrupt record repaired", **_describe(storage_key))
+                _log.info(events.RECORD_REPAIRED, **_describe(storage_key))
 
     def by_partition(self) -> dict[int, list[bytes]]:
         """Return the storage keys that await repair, by partition."""

@@ -118,6 +118,10 @@ class View:
         """The partitions whose registers no replica serves."""
         return frozenset(filter(self.is_resting, range(len(self.before))))
 
+    def is_replicated(self, peer: str) -> bool:
+        """Whether a member shares partitions with others, so that these have its data."""
+        return any(peer in row and len(row) > 1 for row in {*self.before, *self.writers})
+
     def votes_needed(self, owners: Sequence[str]) -> int:
         """Return how many replicas of a partition together have every acked write.
 

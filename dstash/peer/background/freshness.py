@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import structlog
 
+from dstash import events
 from dstash.cluster.replication.replica import Replica
 from dstash.cluster.replication.rollback_detection import Evidence, collect_evidence
 from dstash.cluster.replication.tasks import Merge, Pause, Scheduler, Task
@@ -261,7 +262,7 @@ class Freshness:
             return False
         if not self._is_old:
             self._is_old = True
-            _log.error("this store is an old copy: its data has to be streamed again", known_by=by)
+            _log.error(events.OLD_COPY, known_by=by)
             self._propose_loss(view)
             self._evaluate()
         return True
@@ -274,9 +275,7 @@ class Freshness:
 
     def _judge_unsynced(self, view: View) -> None:
         """End the vote of a store that may lack its last commits; a sole replica keeps it."""
-        me = self._replica.me
-        owners = {*view.before, *view.writers}
-        if any(me in row and len(row) > 1 for row in owners):
+        if view.is_replicated(self._replica.me):
             self._judge(True, "its machine: it stopped before all commits were synced")
         elif self._votes(view):
             _log.warning(

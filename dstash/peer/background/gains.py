@@ -1,7 +1,7 @@
 """Gains: streams the partitions that a topology change gives a peer, or that its disk has lost.
 
-Streaming begins, stops and goes on with the view. When all of it has ended, the peer proposes the
-topology step that says so.
+Each new view may begin it, stop it, or let it continue. When all of it has ended, the peer proposes
+the topology step that says so.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _log = structlog.get_logger("dstash.peer")
 #: The purpose of streaming the registers of a topology change, after all other records.
 _REGISTERS: Final = "registers"
 
-#: What partitions are streamed for. Streaming goes on while it stays the same.
+#: What partitions are streamed for. Streaming continues while it stays the same.
 _Purpose = tuple[Any, ...]
 
 

@@ -136,6 +136,8 @@ class Maintenance:
         view = self._view
         if view is None or self.replica.me not in view.members:
             return
+        if self.replica.local_partitions.corruption.misplaced:
+            self._condemn_store(view)
         if self.hints.marks.has_unsaved and now >= self._save_after:
             self._save_hints()
         self._lower_floors()
@@ -256,6 +258,22 @@ class Maintenance:
 
         if not self._scheduler.running("repair corrupt"):
             self._scheduler.spawn("repair corrupt", repair_corrupt_records(self.replica), ended)
+
+    def _condemn_store(self, view: View) -> None:
+        """End the use of a store with corrupt keys, unless no other replica has its data.
+
+        Records are missing under keys that are not known, so neither its votes nor its horizons
+        are true any more: it must not count, as if it had been lost.
+        """
+        store, corruption = (
+            self.replica.local_partitions.store,
+            self.replica.local_partitions.corruption,
+        )
+        if store.check_writable() is None and view.is_replicated(self.replica.me):
+            store.condemn(
+                f"the key {corruption.misplaced!r} of a record is corrupt, so records are missing "
+                "under other keys"
+            )
 
     def _remove_dropped(self, now: int) -> None:
         """Remove dropped records; wait a while when some have to stay."""

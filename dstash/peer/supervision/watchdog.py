@@ -18,7 +18,7 @@ from typing import Final, NamedTuple, NoReturn
 
 import structlog
 
-from dstash import log, threads
+from dstash import events, log, threads
 from dstash.errors import DStashError
 
 _log = structlog.get_logger("dstash.peer")
@@ -127,9 +127,9 @@ class Watchdog:
     def _report_hanging(self) -> None:
         hanging = frozenset(p.name for p in self._pulses if p.seconds_quiet() > p.limit)
         for name in hanging - self._hanging:
-            _log.error("a thread hangs", thread=name, stack=_stack(name))
+            _log.error(events.THREAD_HANGS, thread=name, stack=_stack(name))
         for name in self._hanging - hanging:
-            _log.info("a thread that hung continues", thread=name)
+            _log.info(events.THREAD_CONTINUES, thread=name)
         self._hanging = hanging
 
     def _force(self) -> NoReturn:

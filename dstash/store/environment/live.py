@@ -157,6 +157,12 @@ class LiveEnvironment:
         """Return None if the store accepts writes, else the reason why not."""
         return self._failed
 
+    def condemn(self, reason: str) -> None:
+        """Accept no more writes, and prevent the next process from using the data file."""
+        text = f"{self.directory / DATA_FILE}: {reason}"
+        self._mark_corrupt(text)
+        self._fail(text)
+
     def _harm(self) -> str:
         """Return what another program did to the data file; empty for nothing."""
         file = self.directory / DATA_FILE

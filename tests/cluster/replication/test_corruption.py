@@ -78,6 +78,22 @@ def test_partition_past_the_limit_is_sound_after_a_clean_read() -> None:
     assert 8 not in local_partitions.corruption
 
 
+def test_corrupt_key_of_a_corrupt_record_is_noticed() -> None:
+    """Its record is missing under the key that it had."""
+    [name] = keys(7, 1)
+    local_partitions = holdings_of(name)
+    run(local_partitions.digests.scrub(7))
+    corruption = local_partitions.corruption
+    assert len(corruption) == 1
+    assert corruption.misplaced == b"", "only the value is damaged"
+    [storage_key] = corruption.known(7)
+    damaged = storage_key[:-1] + bytes((storage_key[-1] ^ 1,))
+    for key in (damaged, b"\0", storage_key[:2] + b"\0" + name, storage_key[:3]):
+        corruption.misplaced = b""
+        corruption.report([key])
+        assert corruption.misplaced == key
+
+
 def test_rewritten_record_is_sound_after_a_scrub() -> None:
     names = keys(7, 3)
     local_partitions = holdings_of(*names)

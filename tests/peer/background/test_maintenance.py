@@ -377,6 +377,18 @@ def test_refusal_of_one_partition_does_not_block_repair_of_others() -> None:
     assert [name for name in names if joined.record("c", name) is None] == [names[0]]
 
 
+@pytest.mark.parametrize("names", ["a", "abc"])
+def test_store_with_corrupt_keys_is_used_only_without_other_replicas(names: str) -> None:
+    joined = Joined(names, replicas=len(names))
+    joined.put({"k": 1})
+    core, store = joined.peers["a"], joined.stores["a"]
+    [storage_key] = store.records
+    core.local_partitions.corruption.report([storage_key + b"?"])
+    joined.settle()
+    assert (store.check_writable() is not None) == (names == "abc")
+    assert (core.failure is not None) == (names == "abc")
+
+
 def test_corrupt_records_beyond_the_tracked_number_are_repaired(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
