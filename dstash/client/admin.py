@@ -87,14 +87,19 @@ class AdminRequests(ABC, Generic[T, S]):
         return self.request("forget", peers, rate=rate, dry_run=dry_run, timeout=timeout)
 
     def force_remove(
-        self, peers: Sequence[str], *, dry_run: bool = False, timeout: float | None = None
+        self,
+        peers: Sequence[str],
+        *,
+        rate: int = 0,
+        dry_run: bool = False,
+        timeout: float | None = None,
     ) -> T:
         """Remove members that are down, even if a topology change waits for them.
 
         Args:
             peers: ids of members.
         """
-        return self.request("force-remove", peers, dry_run=dry_run, timeout=timeout)
+        return self.request("force-remove", peers, rate=rate, dry_run=dry_run, timeout=timeout)
 
     def accept_loss(
         self, peers: Sequence[str], *, dry_run: bool = False, timeout: float | None = None

@@ -1,7 +1,7 @@
 """Anti-entropy: rounds of comparison that find and repair differences between replicas.
 
 In each pair of replicas of a partition, one starts the comparison: the lower id for even
-partitions, the higher id for odd partitions. An idle, equal pair costs 16 bytes a partition.
+partitions, the higher id for odd partitions. An idle, equal pair costs 31 bytes a partition.
 """
 
 from __future__ import annotations

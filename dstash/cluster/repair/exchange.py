@@ -111,7 +111,8 @@ def _exchange(
         if not after:
             break
     newer = yield from newer_on_peer(replica, fingerprints)
-    pulled = yield from pull(replica, other, newer, Throttle(replica), horizons)
+    throttle = Throttle(replica, lambda: replica.repair_rate)
+    pulled = yield from pull(replica, other, newer, throttle, horizons)
     exchanged = Exchanged(
         pulled.moved,
         {partition_in(key) for key, error in pulled.refused.items() if isinstance(error, Busy)},
@@ -159,7 +160,7 @@ class _Pushing:
             yield Pause()
 
     def _is_missed(self, storage_key: bytes, record: bytes) -> bool:
-        """Whether the other replica lacks a record that neither side has collected."""
+        """Whether the other replica lacks a record that neither side has reaped."""
         fingerprint = self._fingerprints.get(storage_key, ZERO)
         if not may_win(record, fingerprint):
             return False

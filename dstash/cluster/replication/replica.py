@@ -159,12 +159,12 @@ class Replica:
     compared: int = 0
     differed: int = 0
     replayed: int = 0
-    #: Bytes a second that repairs may move; 0: no rate limit, see ``throttle.Throttle``.
+    #: Bytes a second that repairs may move; 0 for no rate limit, see ``throttle.Throttle``.
     repair_rate: int = 0
 
     @property
-    def rate(self) -> int:
-        """Bytes a second that this peer may receive now: the rate of the change, or the setting."""
+    def streaming_rate(self) -> int:
+        """Bytes a second that this peer may stream: the rate of the change, or that of repairs."""
         change = self.view().topology.change
         return self.repair_rate if change is None else change.rate
 

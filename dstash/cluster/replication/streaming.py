@@ -6,7 +6,7 @@ The sources answer under the epoch of the topology change: from then on they ref
 old epoch, and ``Settle`` includes the writes that they accepted before.
 
 This peer may have held the partition earlier and missed deletes since. A record stamped up to the
-source's horizon that the source lacks was deleted and collected in the meantime. Such a record is
+source's horizon that the source lacks was deleted and reaped in the meantime. Such a record is
 dropped, and the horizon is adopted, so that no other replica can bring it back.
 
 A record that is stamped ahead of every clock is taken if a quorum of the replicas holds it (see
@@ -104,7 +104,8 @@ def stream(
         registers: whether to stream only the registers of partitions that have been streamed, and
             the promises for them, because their old replicas have served them until now (T2).
     """
-    streamer = _Streamer(replica, Throttle(replica), done, registers, {})
+    throttle = Throttle(replica, lambda: replica.streaming_rate)
+    streamer = _Streamer(replica, throttle, done, registers, {})
     # Registers are not served meanwhile, and few of them are missing.
     waiting, size = list(partitions), _MAX_BATCH if registers else _FIRST_BATCH
     yield Settle()  # a pending drop must not count as held data
@@ -175,7 +176,7 @@ def _stream_from(
     for source in chosen:
         reaped: dict[int, Stamp] = {}
         if has_registers:
-            reaped = yield from _take_promises(replica, source, partitions)
+            reaped = yield from _take_promises(source, partitions)
         for partition, stamp in reaped.items():
             floors[partition] = max(stamp, floors.get(partition, 0))
         try:
@@ -245,9 +246,7 @@ def _pull(
     return beyond
 
 
-def _take_promises(
-    replica: Replica, source: str, partitions: list[int]
-) -> Generator[Effect, Any, dict[int, Stamp]]:
+def _take_promises(source: str, partitions: list[int]) -> Generator[Effect, Any, dict[int, Stamp]]:
     """Take the promises for registers of a source, before its records (T2).
 
     Returns by partition the highest horizon that the source has had; none of an earlier version.
@@ -336,7 +335,7 @@ def _compare(
 def _pull_registers(
     streamer: _Streamer, partitions: Sequence[int], source: str, floors: Mapping[int, Stamp]
 ) -> Generator[Effect, Any, None]:
-    """Pull the registers that are newer on a source, and drop those that it has collected."""
+    """Pull the registers that are newer on a source, and drop those that it has reaped."""
     replica = streamer.replica
     yield from pull_newer(
         replica,

@@ -127,7 +127,6 @@ class Scheduler:
         self._out: list[Outgoing] = []
         #: By peer, the protocol version that it has in common with this one.
         self._protocols: dict[str, int] = {}
-        self.failures: list[tuple[str, BaseException]] = []
         #: Whether there is time for another step; called between the steps of a tick.
         self.has_time: Callable[[], bool] = lambda: True
 
@@ -229,9 +228,6 @@ class Scheduler:
 
     def _end(self, job: _Job, result: Any, failure: DStashError | None) -> None:
         self._jobs.discard(job)
-        if failure is not None:
-            self.failures.append((job.name, failure))
-            del self.failures[:-100]
         if job.ended is not None:
             job.ended(result, failure)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from itertools import chain
 from typing import Any, Final
 
@@ -47,13 +47,18 @@ def page_bytes(rate: int, took: int = 0, share: float = 1.0) -> int:
 
 
 class Throttle:
-    """Limits one task to the rate, on average over some milliseconds.
+    """Limits one task to a rate, on average over some milliseconds.
 
     Unless the rate is high, streaming is also limited in effort, so that requests stay fast.
+
+    Args:
+        replica: of this peer.
+        rate: returns the bytes a second that may move now; 0 for no rate limit.
     """
 
-    def __init__(self, replica: Replica) -> None:
+    def __init__(self, replica: Replica, rate: Callable[[], int]) -> None:
         self._replica = replica
+        self._rate = rate
         self._due = float(replica.now())
 
     def take_in(self, entries: Sequence[tuple[bytes, bytes]]) -> Counting:
@@ -81,7 +86,7 @@ class Throttle:
 
     def _takes(self, weight: int, cost: int) -> float | None:
         """Return how long (milliseconds) the move should take; None without a limit."""
-        rate = self._replica.rate
+        rate = self._rate()
         at_rate = 1000 * weight / rate if rate else None
         if rate > _MAX_GENTLE_RATE or not cost:
             return at_rate

@@ -72,7 +72,7 @@ def copy(
     Raises:
         DStashError: some records were refused.
     """
-    begin, after, copied, size = 0, b"", 0, page_bytes(replica.rate)
+    begin, after, copied, size = 0, b"", 0, page_bytes(replica.streaming_rate)
     window = _FIRST_WINDOW
     while begin < len(partitions):
         began = replica.now()
@@ -87,7 +87,7 @@ def copy(
         copied += len(entries)
         weight = yield from throttle.take_in(entries)
         share = weight / effort(weight, len(entries)) if entries else 1.0
-        size = page_bytes(replica.rate, took, share)
+        size = page_bytes(replica.streaming_rate, took, share)
         after = page.after
         if after:
             begin = bisect_left(partitions, partition_in(after), begin)
@@ -107,10 +107,10 @@ def pull_newer(
     *,
     registers: bool = False,
 ) -> Counting:
-    """Pull the records that are newer on ``source``, and drop those that it has collected.
+    """Pull the records that are newer on ``source``, and drop those that it has reaped.
 
     Args:
-        reaped: which records the source may have collected.
+        reaped: which records the source may have reaped.
         take_in: merges records.
         registers: whether to look at registers only.
 
@@ -128,14 +128,14 @@ def pull_newer(
             raise CorruptRecord(f"{source} has a corrupt record; it must be repaired first")
         newer = yield from newer_on_peer(replica, page)
         pulled += (yield from pull(replica, source, newer, throttle, {}, take_in)).check()
-        collected = _VersionPage(begin, after, page, registers)
-        yield from _drop_reaped(replica, partitions, collected, reaped)
+        compared_page = _VersionPage(begin, after, page, registers)
+        yield from _drop_reaped(replica, partitions, compared_page, reaped)
         if not after:
             return pulled
 
 
 class Reaped(NamedTuple):
-    """The records that a source may have collected, so that they must not return from here.
+    """The records that a source may have reaped, so that they must not return from here.
 
     ``horizons``: of the source, by partition, where they are later than those of this peer.
     ``floors``: the highest horizon that it has had, for registers (T7).
@@ -145,11 +145,11 @@ class Reaped(NamedTuple):
     floors: Mapping[int, Stamp]
 
     def any_in(self, partition: int) -> bool:
-        """Whether it may have collected records of a partition that this peer may hold."""
+        """Whether it may have reaped records of a partition that this peer may hold."""
         return partition in self.horizons or partition in self.floors
 
     def covers(self, storage_key: bytes, record: bytes) -> bool:
-        """Whether it may have collected a record."""
+        """Whether it may have reaped a record."""
         partition = partition_in(storage_key)
         stamp = self.horizons.get(partition, 0)
         if record[VERSION_END] & RecordFlag.REGISTER:
@@ -205,7 +205,7 @@ def push(
     """
     refused: dict[bytes, int] = {}
     sound = [(key, record) for key, record in entries if is_sound(key, record)]
-    throttle = Throttle(replica)
+    throttle = Throttle(replica, lambda: replica.repair_rate)
     for part in batches(sound):
         keys, records = zip(*part, strict=True)
         frames = Frame(codec.pack_blobs(keys)), Frame(codec.pack_blobs(records))
@@ -347,7 +347,7 @@ def pull(
 
     Args:
         horizons: the horizons of the source, by partition. Records that are reapable there are
-            skipped, because the source has collected them.
+            skipped, because the source has reaped them.
         take_in: merges records; ``take`` without it.
     """
     pulled = Pulled(0, {})

@@ -293,7 +293,7 @@ def lower_floors(topology: Topology, alive: Collection[str], stamp: Stamp) -> To
     """Return the topology that asks each peer to lower its floors and horizons to a stamp.
 
     All members must be alive and synced, and no topology change may run: an unavailable replica
-    could bring back records above the stamp that were deleted and collected.
+    could bring back records above the stamp that were deleted and reaped.
 
     Raises:
         ChangeConflict: a member is down or streaming, a topology change is running, or records
@@ -395,7 +395,8 @@ def requested(
         case "forget", [_, *_]:
             return _bounded(remove_down(topology, peers, alive), rate)
         case "force-remove", [_, *_]:
-            return force_remove(topology, peers, alive)
+            removed = force_remove(topology, peers, alive)
+            return removed if removed.change is None else _bounded(removed, rate)
         case "accept-loss", [_, *_]:
             return accept_loss(topology, peers, alive)
         case "replace", [old, new]:

@@ -349,7 +349,7 @@ class Batches:
                 attempt.spare and self._is_late(attempt, time)
             ):
                 self._evaluate(attempt, time)
-        return self._messages(time)
+        return self._messages()
 
     def _begin(self, attempt: BatchAttempt, time: Time) -> None:
         """Start a new batch: prepare at once what probably has to be written (P8)."""
@@ -405,7 +405,7 @@ class Batches:
         attempt.until = time.steady + _ANSWER_MS + _ANSWER_OF_KEY_MS * len(attempt.keys)
         self._due.append((attempt, names))
 
-    def _messages(self, time: Time) -> list[tuple[str, int, Message]]:
+    def _messages(self) -> list[tuple[str, int, Message]]:
         due, self._due = self._due, []
         messages = []
         for attempt, names in due:

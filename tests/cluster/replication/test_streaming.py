@@ -1,4 +1,4 @@
-"""Tests of streaming: enough sources, and no return of collected records."""
+"""Tests of streaming: enough sources, and no return of reaped records."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 from dstash.cluster.repair.antientropy import _differing
 from dstash.cluster.replication import handlers, streaming
 from dstash.cluster.replication.partitions import LocalPartitions
-from dstash.cluster.replication.replica import RECORD_BYTES
+from dstash.cluster.replication.replica import RECORD_BYTES, Replica
 from dstash.cluster.replication.streaming import _compare, _copy_all, _Streamer, sources
 from dstash.cluster.replication.tasks import Merge, Pause
 from dstash.cluster.replication.throttle import Throttle
 from dstash.cluster.replication.tombstone_gc import clean_up
-from dstash.cluster.replication.transfer import copy
+from dstash.cluster.replication.transfer import copy, push
 from dstash.errors import ProtocolError
 from dstash.limits import MIB
 from dstash.store.memory import TwinStore
@@ -67,8 +67,12 @@ def test_only_partitions_with_records_are_compared() -> None:
     assert (cluster.asked[CopyRequest], cluster.compared) == (1, 3)
 
 
+def throttle_of(replica: Replica) -> Throttle:
+    return Throttle(replica, lambda: replica.streaming_rate)
+
+
 def streamer(cluster: Cluster) -> _Streamer:
-    return _Streamer(cluster.peers["d"], Throttle(cluster.peers["d"]), print, False, {})
+    return _Streamer(cluster.peers["d"], throttle_of(cluster.peers["d"]), print, False, {})
 
 
 @pytest.mark.parametrize("reported", ["digest", "flag"])
@@ -157,7 +161,7 @@ def test_pages_name_no_more_partitions_than_they_may_come_from(records: int, pag
     entries = seal(space, every, head(version), [b"\xc4\x96" + bytes(150)] * len(every))
     cluster.commit("a", Merge(entries))
     replica = cluster.peers["d"]
-    copied = cluster.run("d", copy(replica, list(held), "a", Throttle(replica)))
+    copied = cluster.run("d", copy(replica, list(held), "a", throttle_of(replica)))
     assert copied == len(entries) == 200 * records
     assert replica.local_partitions.walk_all(list(held), b"", 1000) == sorted(entries)
     assert cluster.asked[CopyRequest] == pages
@@ -201,7 +205,7 @@ def test_delayed_task_exceeds_the_rate_only_briefly(
 
 def test_removed_rate_limit_leaves_no_debt() -> None:
     cluster = Cluster()
-    throttle = Throttle(cluster.peers["d"])
+    throttle = throttle_of(cluster.peers["d"])
     cluster.limit(1000)
     waiting = throttle.keep(60_000)  # for a minute
     assert next(waiting) == Pause(200)
@@ -210,6 +214,25 @@ def test_removed_rate_limit_leaves_no_debt() -> None:
     cluster.limit(1_000_000)
     cluster.run("d", throttle.keep(50_000))
     assert cluster.now - NOW == 50
+
+
+def test_rate_of_a_topology_change_does_not_slow_repairs() -> None:
+    cluster = Cluster()
+    replica = cluster.peers["a"]
+    space = keyspace(b"index", frozenset((PARTITION,)))
+    keys = [key for n in range(1 << 17) if partition_of(key := b"%d" % n) == PARTITION][:10]
+    entries = seal(
+        space, keys, head(pack(PAST, bytes(WRITER_BYTES))), [b"\xc5\x27\x10" + bytes(10_000)] * 10
+    )
+    cluster.limit(1000)
+    replica.repair_rate = 1_000_000
+    cluster.run("a", push(replica, "b", entries))
+    assert 100 <= cluster.now - NOW < 1000, "100 kB at 1 MB/s"
+    began = cluster.now
+    cluster.limit(0)
+    replica.repair_rate = 100_000
+    cluster.run("a", push(replica, "b", entries))
+    assert 1000 <= cluster.now - began < 2000, "the rate of repairs counts in a change, too"
 
 
 def hold_small_records(cluster: Cluster) -> tuple[int, int]:
@@ -230,7 +253,7 @@ def test_pages_of_small_records_grow_until_they_reach_the_rate() -> None:
     cluster.delay = 15
     cluster.limit(8_000_000)
     d = cluster.peers["d"]
-    assert cluster.run("d", copy(d, list(range(100)), "a", Throttle(d))) == records
+    assert cluster.run("d", copy(d, list(range(100)), "a", throttle_of(d))) == records
     at_least = 1000 * 2 * weight / 8_000_000  # the other task uses its half
     assert at_least - 1 < cluster.now - NOW < at_least + 20
 
@@ -242,7 +265,7 @@ def test_small_records_are_limited_by_effort_unless_rate_is_high(rate: int) -> N
     cluster.delay = 4
     cluster.limit(rate)
     d = cluster.peers["d"]
-    assert cluster.run("d", copy(d, list(range(100)), "a", Throttle(d))) == records
+    assert cluster.run("d", copy(d, list(range(100)), "a", throttle_of(d))) == records
     per_second = records / ((cluster.now - NOW) / 1000) * 2  # the other task uses its half
     if rate > 32 * MIB:
         assert per_second == pytest.approx(rate / (weight / records), rel=0.1)

@@ -197,6 +197,18 @@ def test_join_keeps_rate_and_pause_of_the_running_change() -> None:
     assert grown.change.number == grown.epoch
 
 
+def test_force_remove_begins_a_change_with_the_requested_rate() -> None:
+    begun = transitions.requested(
+        cluster("a", "b", "c", "d"),
+        {name: candidate(name) for name in "abc"},
+        "force-remove",
+        ["d"],
+        9,
+    )
+    assert begun.change is not None
+    assert begun.change.rate == 9
+
+
 def test_failed_joining_member_is_dropped() -> None:
     before = cluster("a", "b", "c", "d", "e")
     begun = transitions.add(before, [candidate("f")])
