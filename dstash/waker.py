@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from contextlib import suppress
 from socket import socketpair
 from typing import Final
 
+from dstash.errors import DStashError, Unavailable
+
+#: Error numbers if the process, or the machine, has no free descriptor.
+NO_DESCRIPTOR: Final = frozenset((errno.EMFILE, errno.ENFILE))
 #: Wakes that one read takes from a socket pair.
 _READ_BYTES: Final = 4096
+
+
+def open_files_limit() -> int:
+    """Return the limit of open files of this process; -1 if there is none, or it is not known."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return -1
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return -1 if soft == resource.RLIM_INFINITY else soft
+
+
+def no_descriptor(number: int | None) -> DStashError:
+    """Return the error for a system call that failed because no descriptor was free.
+
+    Args:
+        number: the error number of the system call, one of ``NO_DESCRIPTOR``.
+    """
+    if number == errno.ENFILE:
+        return Unavailable("no free descriptor on this machine: raise fs.file-max")
+    limit = open_files_limit()
+    now = f" (now {limit})" if limit >= 0 else ""
+    return Unavailable(
+        f"no free descriptor in this process: raise its limit of open files{now}, or close files"
+    )
 
 
 class _EventCounter:
@@ -56,10 +86,18 @@ class Waker:
     """Wakes a thread that waits in a ``Poller`` or an event loop.
 
     ``wake`` may be called from any thread, and from a signal handler.
+
+    Raises:
+        Unavailable: no descriptor is free.
     """
 
     def __init__(self) -> None:
-        self._signal = _EventCounter() if hasattr(os, "eventfd") else _SocketPair()
+        try:
+            self._signal = _EventCounter() if hasattr(os, "eventfd") else _SocketPair()
+        except OSError as error:
+            if error.errno in NO_DESCRIPTOR:
+                raise no_descriptor(error.errno) from None
+            raise
         self.handle = self._signal.handle
         # Reentrant: a signal handler may interrupt a wake of its own thread.
         self._lock = threading.RLock()

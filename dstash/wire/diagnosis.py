@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Final, NamedTuple
 
 from dstash import threads
-from dstash.waker import Waker
+from dstash.waker import NO_DESCRIPTOR, Waker, no_descriptor
 
 _CONNECT_TIMEOUT_S: Final = 1.0
 #: A ZeroMQ process sends its greeting at once.
@@ -51,6 +51,12 @@ NO_CURVE: Final = LastingReason("the peer there does not use CURVE; set curve to
 WRONG_KEY: Final = LastingReason("the peer there does not have the key that server_key says")
 
 
+class Shortage(str):
+    """A reason on this side: the process has no free descriptor."""
+
+    __slots__ = ()
+
+
 class Finding(NamedTuple):
     """What listens at an address: why no connection comes up, as far as one can see from outside.
 
@@ -71,6 +77,8 @@ def examine(endpoint: str) -> Finding:
     except TimeoutError:
         return Finding(NO_CONNECTION)
     except OSError as error:
+        if error.errno in NO_DESCRIPTOR:
+            return Finding(Shortage(no_descriptor(error.errno)))
         return Finding(f"no connection: {error.strerror or error}")
     with connection:
         try:

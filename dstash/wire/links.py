@@ -6,16 +6,20 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple, Protocol
 
-from dstash.errors import UsageError
+from dstash.errors import Unavailable, UsageError
 from dstash.logger import Logger
 from dstash.waker import Waker
-from dstash.wire.diagnosis import Diagnoses
+from dstash.wire.diagnosis import Diagnoses, Shortage
 from dstash.wire.names import RESOLVER, Resolver, Search, named_place
 from dstash.wire.sockets import Context, Link, LinkState
 
 _log = Logger("dstash.connections")
 
 NOT_CONNECTED: Final = "not connected"
+#: ZeroMQ's threads give back the descriptors of closed sockets within this time (seconds), and how
+#: often that is checked.
+_ROOM_TIMEOUT_S: Final = 0.2
+_ROOM_INTERVAL_S: Final = 0.005
 
 
 class Event(NamedTuple):
@@ -190,7 +194,8 @@ class Links:
 
     def why_unsent(self, peer: str) -> str:
         """Return why ``send`` returned False."""
-        return self.reasons.get(peer, NOT_CONNECTED) if _is_address(peer) else NOT_CONNECTED
+        reason = self.reasons.get(peer, NOT_CONNECTED)
+        return reason if _is_address(peer) or isinstance(reason, Shortage) else NOT_CONNECTED
 
     def _messages(self, peer: str, link: Link) -> Iterator[Event]:
         """Yield the messages that have arrived.
@@ -226,12 +231,12 @@ class Links:
         """
         self.reasons[peer] = link.reason
         _log.debug(link.reason, peer=_shown(peer), address=link.place)
+        diagnoses = None
         if _is_address(peer) and not (link.is_explained or link.was_up):
-            if self._diagnoses is None:
-                self._diagnoses = Diagnoses()
-                self._watcher.watch(self._diagnoses.waker)
+            diagnoses = self._started_diagnoses(peer)
+        if diagnoses is not None:
             self._unreported.add(peer)
-            self._diagnoses.begin(
+            diagnoses.begin(
                 peer, link.place, has_key=link.has_key, was_closed=link.was_closed_in_handshake
             )
             return
@@ -241,6 +246,17 @@ class Links:
                 break
             yield Event(peer, parts)
         yield Event(peer, None)
+
+    def _started_diagnoses(self, peer: str) -> Diagnoses | None:
+        """Return the examination of addresses; None, with the reason, if it cannot start."""
+        if self._diagnoses is None:
+            try:
+                self._diagnoses = Diagnoses()
+            except Unavailable as error:
+                self.reasons[peer] = Shortage(error)
+                return None
+            self._watcher.watch(self._diagnoses.waker)
+        return self._diagnoses
 
     def _take_findings(self, diagnoses: Diagnoses) -> Iterator[Event]:
         for peer, reason in diagnoses.take():
@@ -264,6 +280,12 @@ class Links:
             if place is None:
                 self._searches.pop(peer, None)
                 return self._connect(peer, address)
+            try:
+                self._waker()
+            except Unavailable as error:
+                self._searches.pop(peer, None)
+                self.reasons[peer] = Shortage(error)
+                return None
             search = self._searches[peer] = Search(address, place)
         return self._begin_round(peer, search)
 
@@ -277,7 +299,7 @@ class Links:
         link = self._connect_next(peer, search)
         if link is None:
             search.failed(time.monotonic())
-            self.reasons[peer] = answer.failure
+            self._note_failure(peer, answer.failure)
         return link
 
     def _connect_next(self, peer: str, search: Search) -> Link | None:
@@ -292,8 +314,14 @@ class Links:
         self, peer: str, address: str, place: str = "", waiting: Iterable[list[bytes]] = ()
     ) -> Link | None:
         _log.debug("connecting", peer=_shown(peer), address=place or _shown(address))
+        if isinstance(self.reasons.get(peer), Shortage):
+            del self.reasons[peer]
         try:
-            link = Link(self._context, address, self._greeting, place, waiting)
+            link = self._new_link(address, place, waiting)
+        except Unavailable as error:  # no descriptor is free: the next message tries again
+            self.reasons[peer] = Shortage(error)
+            _log.debug(str(error), peer=_shown(peer))
+            return None
         except UsageError:
             if peer == address:
                 raise  # the user specified the address
@@ -308,6 +336,30 @@ class Links:
             self._drop(peer)
             raise
         return link
+
+    def _new_link(self, address: str, place: str, waiting: Iterable[list[bytes]]) -> Link:
+        """Open a connection; if no descriptor is free, first close connections that are not used.
+
+        Raises:
+            UsageError: the address cannot be used.
+            Unavailable: no descriptor is free.
+        """
+        latest = 0.0
+        while True:
+            try:
+                return Link(self._context, address, self._greeting, place, waiting)
+            except Unavailable:
+                now = time.monotonic()
+                if self._context.make_room():
+                    latest = now + _ROOM_TIMEOUT_S
+                if now >= latest:
+                    raise
+                time.sleep(_ROOM_INTERVAL_S)
+
+    def _note_failure(self, peer: str, reason: str) -> None:
+        """Record why no address of a name could be used."""
+        if not isinstance(self.reasons.get(peer), Shortage):
+            self.reasons[peer] = reason
 
     def _waker(self) -> Waker:
         if self._answered is None:
@@ -354,7 +406,7 @@ class Links:
                 self._drop(peer)
             search.begin_round(answer)
             if self._connect_next(peer, search) is None and self._fails(search):
-                self.reasons[peer] = answer.failure
+                self._note_failure(peer, answer.failure)
                 yield Event(peer, None)
 
     def _drop(self, peer: str) -> None:

@@ -23,6 +23,7 @@ import zmq
 from dstash.cpu_scheduling import BRIEF, time_slice
 from dstash.errors import ClosedError, DStashError, UsageError
 from dstash.limits import MAX_FRAME_BYTES
+from dstash.waker import NO_DESCRIPTOR, no_descriptor
 from dstash.wire.curve import KeyPair, connect_with
 from dstash.wire.diagnosis import NEEDS_CURVE, NO_CURVE
 
@@ -31,6 +32,11 @@ MONITOR_EVENT: Final = struct.Struct("=hi")
 #: Messages that may wait in one connection; with more, it counts as stuck.
 _HIGH_WATER_MESSAGES: Final = 512
 _HANDSHAKE_TIMEOUT_S: Final = 1.0
+#: Descriptors that must be free before ZeroMQ starts its threads: it aborts the process if it gets
+#: some of them, and not all.
+_FIRST_DESCRIPTORS: Final = 8
+#: Sockets of a context. A connection takes three; the default is 1023.
+_MAX_SOCKETS: Final = 8192
 #: How long (milliseconds) ``Link.await_message`` waits.
 _AWAIT_MS: Final = 20
 #: Plain numbers, because arithmetic with flags is slow.
@@ -91,12 +97,28 @@ def _set_common(socket: zmq.Socket[bytes]) -> None:
 def _failure(action: str, error: zmq.ZMQError) -> DStashError:
     if isinstance(error, zmq.ContextTerminated) or error.errno in (errno.EFAULT, errno.ENOTSUP):
         return ClosedError("the connections were closed")
+    if error.errno in NO_DESCRIPTOR:
+        return no_descriptor(error.errno)
     return DStashError(f"{action}: {reason_of(error)}")
 
 
 def reason_of(error: zmq.ZMQError) -> str:
     """Return the text of a ZeroMQ error."""
     return os.strerror(error.errno or 0) if (error.errno or 0) < 1000 else str(error.strerror)
+
+
+def _check_free_descriptors(count: int) -> None:
+    """Raise ``Unavailable`` unless that many descriptors are free."""
+    opened: list[int] = []
+    try:
+        while len(opened) < count:
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        if error.errno in NO_DESCRIPTOR:
+            raise no_descriptor(error.errno) from None
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
 
 
 class _ZmqContext(zmq.Context[zmq.Socket[bytes]]):
@@ -113,6 +135,8 @@ class Context:
             CURVE, except those that are opened as plain sockets.
         brief_time_slices: give ZeroMQ's threads brief CPU time slices. Only for the daemon of a
             peer: a client must not change the scheduling of the process that uses it.
+        make_room: called when no descriptor is free, from any thread that opens a connection.
+            Closes unused connections of this context; returns whether there were any.
     """
 
     def __init__(
@@ -121,23 +145,31 @@ class Context:
         keys: KeyPair | None = None,
         *,
         brief_time_slices: bool = False,
+        make_room: Callable[[], bool] = lambda: False,
     ) -> None:
         self.pid = os.getpid()
         self.keys = keys
+        self.make_room = make_room
+        self._is_started = False
         self._brief_time_slices = brief_time_slices
         self._context = _ZmqContext(io_threads)
+        self._context.set(zmq.MAX_SOCKETS, _MAX_SOCKETS)
 
     def socket(self, kind: int) -> zmq.Socket[bytes]:
         """Open a socket with the common options.
 
         Raises:
             ClosedError: another thread has closed this context.
+            Unavailable: no descriptor is free.
         """
+        if not self._is_started:
+            _check_free_descriptors(_FIRST_DESCRIPTORS)
         socket = None
         try:
             # The first socket starts ZeroMQ's threads, which inherit the time slice.
             with time_slice(BRIEF) if self._brief_time_slices else nullcontext():
                 socket = self._context.socket(kind)
+            self._is_started = True
             _set_common(socket)
         except BaseException as error:
             if socket is not None:
@@ -219,6 +251,10 @@ class Link:
             prove. Without a key the connection does not use CURVE.
         place: the numeric endpoint to connect to, if the address has a host name.
         waiting: messages to send first once the connection is up.
+
+    Raises:
+        UsageError: the address cannot be used.
+        Unavailable: no descriptor is free.
     """
 
     def __init__(
@@ -253,6 +289,8 @@ class Link:
         except BaseException as error:
             self.close()
             if isinstance(error, zmq.ZMQError):
+                if error.errno in NO_DESCRIPTOR:
+                    raise no_descriptor(error.errno) from None
                 text = f"cannot connect to {self.place!r}: {reason_of(error)}"
                 raise UsageError(text) from None
             raise  # an interrupt, or missing keys
@@ -269,6 +307,8 @@ class Link:
                     f"{self.address} requires CURVE: set curve, cert_file and key_file"
                 )
             connect_with(self.socket, keys, key)
+        # ZeroMQ opens the connection on its own thread, where this would look like a refusal.
+        _check_free_descriptors(1)
         self.socket.connect(self.place)
 
     @property

@@ -44,6 +44,9 @@ class Channel:
         self._polled_at = 0
         #: The call, and the search for the cluster within it: both get every message.
         self._running: list[Call] = []
+        #: The thread that uses it, 0 if there is none; and when it was used last, if that counts.
+        self.thread = 0
+        self.idle_since = 0.0
 
     def run(
         self,

@@ -12,7 +12,7 @@ from typing import Any
 
 from dstash.client.calls import Calls
 from dstash.client.operations.batching import Item
-from dstash.client.operations.registers.names import has_registers
+from dstash.client.operations.registers.names import check_name, has_registers
 from dstash.client.operations.short.lookup import ShortLookup
 from dstash.client.operations.short.write import ShortDelete, ShortPut
 from dstash.client.session import Session
@@ -101,7 +101,7 @@ class Batch:
         timeout: float | None,
         read: str | Level | None,
     ) -> ReadGroup:
-        check_index(index)
+        check_name(index)
         deadline, level = self._calls.deadline(timeout), self._calls.read_level(read)
         decode = self._types.decode_values
 

@@ -24,6 +24,7 @@ from dstash.client.transport.coalesced import Group, WriteGroup
 from dstash.client.transport.coalescing import Batch
 from dstash.config.client import ClientSettings
 from dstash.errors import ClosedError, DStashError, NoPeers, UsageError
+from dstash.waker import NO_DESCRIPTOR, no_descriptor
 from dstash.wire.keys import Key
 from dstash.wire.sockets import Context
 from dstash.wire.values import TypeRegistry
@@ -319,7 +320,12 @@ def _without_reading(operation: AnyCall) -> AnyCall:
 
 def _check_readers(loop: asyncio.AbstractEventLoop) -> None:
     """Raise ``UsageError`` if a loop cannot wait for descriptors, as the default one of Windows."""
-    ours, others = socketpair()
+    try:
+        ours, others = socketpair()
+    except OSError as error:
+        if error.errno in NO_DESCRIPTOR:
+            raise no_descriptor(error.errno) from None
+        raise
     with ours, others:
         try:
             loop.add_reader(ours, ours.close)

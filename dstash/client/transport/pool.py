@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -15,6 +14,7 @@ from dstash.client.local.reads import LocalLookup, NoLocalReads, open_local_read
 from dstash.client.operations.base import Call
 from dstash.client.session import Session
 from dstash.client.transport.channel import Channel
+from dstash.client.transport.lender import KEPT_CHANNELS, Lender
 from dstash.client.transport.quick import NoQuickLookups, QuickLookup, QuickLookups
 from dstash.config.client import ClientSettings
 from dstash.errors import ClosedError, DStashError
@@ -32,17 +32,7 @@ class _State(NamedTuple):
     session: Session
     calls: Calls
     local: LocalLookup
-    #: Channels that no call uses now. There is no lock (``append`` and ``pop`` are atomic),
-    #: because a signal handler may make a call while it interrupts a call of the same thread.
-    idle: list[Channel]
-    #: The thread of the call that uses a channel, by channel.
-    lent: dict[Channel, int]
-
-    def close_idle(self) -> None:
-        """Close the channels that no call uses now."""
-        with suppress(IndexError):
-            while True:
-                self.idle.pop().close()
+    lender: Lender
 
 
 class ChannelPool:
@@ -57,7 +47,8 @@ class ChannelPool:
     def __init__(
         self, settings: ClientSettings, types: TypeRegistry, new_session: Callable[[], Session]
     ) -> None:
-        self._closed = False
+        #: Whether the client was closed; an attribute, because each call reads it twice.
+        self.has_ended = False
         self._settings = settings
         self._types = types
         self._new_session = new_session
@@ -82,33 +73,37 @@ class ChannelPool:
     @property
     def is_closed(self) -> bool:
         """Whether the client was closed."""
-        return self._closed
+        return self.has_ended
 
     @property
     def is_open(self) -> bool:
         """Whether there are channels to close that no call uses."""
-        return bool(self._state().idle)
+        return bool(self._state().lender.idle)
 
     def run(self, operation: Call) -> Any:
-        """Run an operation on a channel; find the cluster first if it is lost."""
+        """Run an operation on a channel; find the cluster first if it is lost.
+
+        Raises:
+            TimedOut: among others, if no channel became free by the deadline.
+        """
         state = self._state()
-        with _Lent(self, state) as channel:
+        with _Lent(self, state.lender, operation.deadline) as channel:
             if state.session.is_lost:
                 channel.run(state.calls.discovery(operation.deadline))
             return channel.run(operation, state.calls.discovery)
 
     def discover(self, deadline: int) -> None:
         """Refresh the view from the peers."""
-        with _Lent(self, self._state()) as channel:
+        with _Lent(self, self._state().lender, deadline) as channel:
             channel.run(self.calls.discovery(deadline))
 
     def close(self) -> None:
         """Close every connection. Calls in other threads fail; wait for them for at most 2 s."""
         state = self._state()
-        self._closed = True
-        state.close_idle()
+        self.has_ended = True
+        state.lender.close()
         # A call that a signal handler interrupted in this thread cannot end before this returns.
-        is_inside = threading.get_ident() in list(state.lent.values())
+        is_inside = state.lender.is_used_by(threading.get_ident())
         state.local.close()
         state.context.close(0 if is_inside else _CLOSE_TIMEOUT_S)
 
@@ -135,52 +130,67 @@ class ChannelPool:
         if settings.tracing:
             return NoQuickLookups()
         level = state.calls.read_level(None)
-        lend = partial(_Lent, self, state)
+        lend = partial(_Lent, self, state.lender)
         return QuickLookups(
             state.session, self._types, level, settings.timeout, lend, state.calls.discovery
         )
 
     def _new_state(self) -> _State:
         session = self._new_session()
-        context = Context(keys=identity(self._settings))
+        lender = Lender(session, len(self._settings.peers))
+        context = Context(keys=identity(self._settings), make_room=lender.close_idle)
+        lender.new_channel = partial(Channel, context, session)
         calls = Calls(self._settings, session, self._types)
         local = open_local_reads(self._settings, session, self._types)
-        return _State(context, session, calls, local, [], {})
+        return _State(context, session, calls, local, lender)
 
 
 class _Lent:
     """Lends a channel to the calling thread; keeps it for the next call unless it broke.
 
     A class, because a generator as context manager takes longer than sending a request.
+
+    Args:
+        pool: of the client.
+        lender: of this process.
+        deadline: of the call, by the wall clock of the session.
     """
 
-    __slots__ = ("_channel", "_pool", "_state")
+    __slots__ = ("_channel", "_deadline", "_lender", "_pool")
 
-    def __init__(self, pool: ChannelPool, state: _State) -> None:
+    def __init__(self, pool: ChannelPool, lender: Lender, deadline: int) -> None:
         self._pool = pool
-        self._state = state
+        self._lender = lender
+        self._deadline = deadline
 
     def __enter__(self) -> Channel:
-        state = self._state
-        if self._pool.is_closed:
+        lender = self._lender
+        if self._pool.has_ended:
             raise ClosedError("the client was closed")
         try:
-            self._channel = state.idle.pop()
+            channel = lender.idle.pop()
         except IndexError:
-            self._channel = Channel(state.context, state.session)
-        state.lent[self._channel] = threading.get_ident()
-        return self._channel
+            channel = lender.open_or_wait(self._deadline)
+        channel.thread = threading.get_ident()
+        self._channel = channel
+        return channel
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _trace: object
     ) -> None:
-        channel, state, pool = self._channel, self._state, self._pool
-        state.lent.pop(channel, None)
+        channel, lender = self._channel, self._lender
         if kind is not None and not issubclass(kind, DStashError):
-            channel.close()  # interrupted in the middle of a message
+            lender.discard(channel)  # interrupted in the middle of a message
             return
-        state.idle.append(channel)
-        if pool.is_closed:  # ``close`` may have missed this channel
-            state.close_idle()
+        idle = lender.idle
+        if lender.waiting or len(idle) >= KEPT_CHANNELS:
+            lender.give_back(channel)
+        else:
+            channel.thread = 0
+            idle.append(channel)
+            if lender.waiting:  # a call began to wait after the first look
+                lender.serve()
+        if self._pool.has_ended:  # ``close`` may have missed this channel
+            lender.close()
             if kind is not None:
                 raise ClosedError("the client was closed") from None

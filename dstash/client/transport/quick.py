@@ -71,7 +71,7 @@ class QuickLookups:
         types: decodes values.
         level: of look-ups that name none.
         timeout: of a call, in seconds.
-        lend: lends a channel to the calling thread.
+        lend: lends a channel to the calling thread, by a deadline.
         find: creates the operation that finds the cluster, in case every member has moved.
     """
 
@@ -81,7 +81,7 @@ class QuickLookups:
         types: TypeRegistry,
         level: Level,
         timeout: float,
-        lend: Callable[[], AbstractContextManager[Channel]],
+        lend: Callable[[int], AbstractContextManager[Channel]],
         find: Find,
     ) -> None:
         self._session = session
@@ -140,7 +140,7 @@ class QuickLookups:
 
     def _look_up(self, wanted: Wanted) -> Any:
         """Return the value of a key, or ``MISSING``."""
-        with self._lend() as channel:
+        with self._lend(wanted.deadline) as channel:
             return self._look_up_on(channel, wanted, self._session.wall())
 
     def _look_up_on(self, channel: Channel, wanted: Wanted, now: int) -> Any:
@@ -245,7 +245,7 @@ class QuickLookups:
         for call in calls:
             wanted = call.wanted
             groups.setdefault((wanted.name, wanted.targets, wanted.epoch), []).append(call)
-        with self._lend() as channel:
+        with self._lend(calls[0].wanted.deadline) as channel:
             now = self._session.wall()
             requests = [self._ask_for(channel, group, now) for group in groups.values()]
             sent = [request for request in requests if request is not None]
