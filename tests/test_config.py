@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from dstash.config import (
+    LOCK_TOKEN,
     ClientSettings,
     PeerSettings,
     SharedSettings,
@@ -411,6 +412,7 @@ def test_former_name_of_peer_setting_in_environment_does_not_stop_a_client(
 
 def test_unknown_variables_lists_variables_without_setting() -> None:
     environ = {"DSTASH_PROT": "1", "DSTASH_PORT": "1", "DSTASH_TIMEOUT": "1", "HOME": "/"}
+    environ[LOCK_TOKEN] = "7"
     assert unknown_variables(environ) == ["DSTASH_PROT"]
 
 

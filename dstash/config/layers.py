@@ -34,8 +34,10 @@ from dstash.config.shared import SharedSettings
 S = TypeVar("S", bound=SharedSettings)
 
 PREFIX: Final = "DSTASH_"
-#: Read by the command line itself, before it loads settings.
-_OTHER_VARIABLES: Final = frozenset({"DSTASH_CONFIG", "DSTASH_DEBUG"})
+#: Set by ``dstash lock`` for the command that it runs: the fencing token of the lock.
+LOCK_TOKEN: Final = "DSTASH_LOCK_TOKEN"  # noqa: S105  # the name of a variable
+#: Read by the command line itself, before it loads settings; or set by it.
+_OTHER_VARIABLES: Final = frozenset({"DSTASH_CONFIG", "DSTASH_DEBUG", LOCK_TOKEN})
 #: Not allowed in a file or an address: others may read it, and a file may be committed.
 _SECRETS: Final = frozenset({"consul_token"})
 

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 from dstash.config.fields import Conflict
 from dstash.config.rules import WrongElement, rules_of
 from dstash.errors import ConfigError
+from dstash.limits import show_number
 
 _AT_LINE = re.compile(r"(?P<what>.*) \(at line (?P<line>\d+), column \d+\)", re.DOTALL)
 _MAX_VALUE_CHARS: Final = 60
@@ -142,7 +143,7 @@ def wrong_value(key: str, value: Any, error: ValueError, origins: Origins) -> Pr
 def _shown(key: str, value: Any) -> str:
     if "token" in key and not key.endswith("_file"):
         return "a malformed secret"
-    text = repr(value)
+    text = show_number(value) if isinstance(value, int) else repr(value)
     if key == "peers" and ("@" in text or "token" in text):
         return "an address with a secret"
     return text if len(text) <= _MAX_VALUE_CHARS else text[:_MAX_VALUE_CHARS] + "..."

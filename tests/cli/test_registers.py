@@ -96,6 +96,22 @@ class TestLock:
         done = dev.run("lock", "code", "--", "sh", "-c", "echo $DSTASH_LOCK_TOKEN")
         assert int(done.stdout) > first
 
+    def test_commands_of_dstash_do_not_warn_of_the_token(self, dev: DevCluster) -> None:
+        inner = [sys.executable, "-m", "dstash.cli.main", "put", "things", "k", "v"]
+        done = dev.run("lock", "inner", "--", *inner)
+        assert (done.returncode, done.stderr) == (0, b"")
+
+    def test_file_that_is_not_executable_is_named(self, inside: InProcess, tmp_path: Path) -> None:
+        script = tmp_path / "script"
+        script.write_text("#!/bin/sh\n")
+        script.chmod(0o644)
+        code, text = inside.refusal("lock", "job", "--", str(script))
+        assert (code, text) == (2, f"'{script}' is not executable; allowed is an executable file")
+        code, text = inside.refusal("lock", "job", "--", str(tmp_path))
+        assert (code, text) == (2, f"'{tmp_path}' is a directory; allowed is an executable file")
+        code, text = inside.refusal("lock", "job", "--", str(tmp_path / "missing"))
+        assert (code, text) == (2, f"there is no command '{tmp_path / 'missing'}'")
+
     def test_held_lock_is_exit_code_4(self, dev: DevCluster, inside: InProcess) -> None:
         command = [sys.executable, "-m", "dstash.cli.main", "lock", "busy", "--", "sleep", "60"]
         holder = subprocess.Popen(command, cwd=dev.folder, env=clean_environment())

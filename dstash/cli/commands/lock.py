@@ -14,9 +14,9 @@ import typer
 from dstash.cli import invocation
 from dstash.cli.arguments import Ttl, parse_duration
 from dstash.cli.console import signals
+from dstash.config import LOCK_TOKEN
 from dstash.errors import UsageError
 
-_TOKEN: Final = "DSTASH_LOCK_TOKEN"  # noqa: S105  # the name of a variable
 _DEFAULT_TTL_S: Final = 30.0
 _DEFAULT_WAIT_S: Final = 10.0
 _CHECK_INTERVAL_S: Final = 0.2
@@ -54,14 +54,23 @@ def lock(
     and the command gets SIGTERM; so it does at Ctrl-C. After 10 s, or at a second signal, it gets
     SIGKILL.
     """
-    if shutil.which(command[0]) is None:
-        raise UsageError(f"there is no command {command[0]!r}")
+    _expect_executable(command[0])
     run = invocation.of(ctx)
     lasting = _DEFAULT_TTL_S if ttl is None else ttl
     waiting = _DEFAULT_WAIT_S if wait is None else wait
     with run.client() as client, client.lock(name, lasting, waiting, index) as held:
-        code = _run(command, {**os.environ, _TOKEN: str(held.token)}, held.check)
+        code = _run(command, {**os.environ, LOCK_TOKEN: str(held.token)}, held.check)
     raise typer.Exit(code)
+
+
+def _expect_executable(program: str) -> None:
+    """Raise ``UsageError`` if a program cannot be run, as far as that is known before."""
+    if shutil.which(program) is not None:
+        return
+    if not os.path.dirname(program) or not os.path.exists(program):
+        raise UsageError(f"there is no command {program!r}")
+    problem = "is a directory" if os.path.isdir(program) else "is not executable"
+    raise UsageError(f"{program!r} {problem}; allowed is an executable file")
 
 
 def _run(command: list[str], environment: dict[str, str], check: Callable[[], None]) -> int:

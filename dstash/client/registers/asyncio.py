@@ -203,15 +203,13 @@ class AsyncRegisterMethods(ABC):
 
     # -- locks and limits
 
-    def lock(
-        self, name: str, ttl: float = 30, wait: float = 10, index: str = "@locks"
-    ) -> AsyncLock:
+    def lock(self, name: Key, ttl: Ttl = 30, wait: float = 10, index: str = "@locks") -> AsyncLock:
         """Return a lock, for an ``async with`` block; see ``Client.lock``."""
         check_registers(index, "lock")
         return AsyncLock(lambda: self._calls, self._run, lock_want(index, name, ttl, wait))
 
     def semaphore(
-        self, name: str, limit: int, ttl: float = 30, wait: float = 10, index: str = "@semaphores"
+        self, name: Key, limit: int, ttl: Ttl = 30, wait: float = 10, index: str = "@semaphores"
     ) -> AsyncSemaphore:
         """Return a place of a semaphore, for an ``async with`` block; see ``Client.semaphore``."""
         check_registers(index, "semaphore")
@@ -219,7 +217,7 @@ class AsyncRegisterMethods(ABC):
         return AsyncSemaphore(lambda: self._calls, self._run, want)
 
     def limiter(
-        self, name: str, limit: int, per: float = 1, index: str = "@limits"
+        self, name: Key, limit: int, per: float = 1, index: str = "@limits"
     ) -> AsyncLimiter:
         """Return a rate limit; see ``Client.limiter``."""
         check_registers(index, "limiter")

@@ -169,7 +169,8 @@ class RegisterMethods(ABC):
             timeout: seconds for the whole call, retries included.
 
         Raises:
-            Conflict: the sum would be out of its bounds, or of 64 bits; nothing was changed.
+            Conflict: the sum would be out of its bounds, or of 64 bits; nothing was changed. The
+                text names the bounds that were given. Or a higher fencing token was used.
             UsageError: the value is no integer.
             TimedOut: the number may or may not be changed; the text says why.
         """
@@ -223,7 +224,8 @@ class RegisterMethods(ABC):
         Args:
             index: name of the keyspace; it begins with ``@``.
             key: as in ``put``.
-            change: returns the new value, given the present one; it must have no side effects.
+            change: returns the new value, given the present one; it must have no side effects, and
+                must not be an async function.
             default: given to ``change`` if the key does not exist.
             ttl: seconds until the key expires, or a timedelta; None keeps the present expiry.
             fence: token of a lock, as in ``add``.
@@ -231,7 +233,9 @@ class RegisterMethods(ABC):
 
         Raises:
             KeyError: the key does not exist, and there is no ``default``.
-            Conflict: other changes came between until the timeout; nothing was changed.
+            Conflict: other changes came between until the timeout, or a higher fencing token was
+                used; nothing was changed.
+            UsageError: ``change`` is an async function.
             TimedOut: the value may or may not be changed; the text says why.
         """
         place = Place(self._calls, index, key, timeout, fence)
@@ -251,7 +255,9 @@ class RegisterMethods(ABC):
         """Store the values of keys that do not exist; ``unchanged`` of the result has the others.
 
         Each key is decided by itself. Arguments and errors are those of ``batch_put``, but a key
-        must not occur twice.
+        must not occur twice in a batch: ``UsageError``. In a collection, such a key is found before
+        anything is sent; in an iterator, when it is read, and ``details["result"]`` counts the keys
+        that were stored before.
         """
         change = batches.add(self._calls, index, entries, ttl, timeout)
         return self._batch("batch_add", index, entries, change, on_error)
@@ -277,6 +283,7 @@ class RegisterMethods(ABC):
         Raises:
             BatchError: some keys were not changed; ``errors`` has a ``Conflict`` for each key with
                 another version.
+            UsageError: a key occurs twice in the batch; see ``batch_add``.
         """
         change = batches.compare_and_set(self._calls, index, entries, ttl, timeout)
         return self._batch("batch_compare_and_set", index, entries, change, on_error)
@@ -308,6 +315,7 @@ class RegisterMethods(ABC):
         Raises:
             BatchError: some keys were not changed; ``errors`` has a ``Conflict`` for each sum out
                 of bounds.
+            UsageError: a key occurs twice in the batch; see ``batch_add``.
         """
         limits = batches.Limits(initial, at_least, at_most)
         change = batches.increment(self._calls, index, amounts, limits, ttl, timeout)
@@ -315,12 +323,13 @@ class RegisterMethods(ABC):
 
     # -- locks and limits
 
-    def lock(self, name: str, ttl: float = 30, wait: float = 10, index: str = "@locks") -> Lock:
+    def lock(self, name: Key, ttl: Ttl = 30, wait: float = 10, index: str = "@locks") -> Lock:
         """Return a lock, to be held in a ``with`` block; see docs/locks.md.
 
         Args:
             name: of the lock: a key of ``index``.
-            ttl: seconds after which the lock is free if its holder died. It is renewed while held.
+            ttl: seconds, or a timedelta, after which the lock is free if its holder died. It is
+                renewed while held.
             wait: seconds to wait for the lock.
             index: of the lock; it begins with ``@``.
         """
@@ -328,14 +337,15 @@ class RegisterMethods(ABC):
         return Lock(lambda: self._calls, self._run, lock_want(index, name, ttl, wait))
 
     def semaphore(
-        self, name: str, limit: int, ttl: float = 30, wait: float = 10, index: str = "@semaphores"
+        self, name: Key, limit: int, ttl: Ttl = 30, wait: float = 10, index: str = "@semaphores"
     ) -> Semaphore:
         """Return a place of a semaphore, to be held in a ``with`` block; see docs/locks.md.
 
         Args:
-            name: of the semaphore.
+            name: of the semaphore: str, bytes or int, as a key.
             limit: how many may hold it; all callers must use the same limit.
-            ttl: seconds after which a place is free if its holder died. It is renewed while held.
+            ttl: seconds, or a timedelta, after which a place is free if its holder died. It is
+                renewed while held.
             wait: seconds to wait for a place.
             index: of the semaphore; it begins with ``@``.
         """
@@ -343,11 +353,11 @@ class RegisterMethods(ABC):
         want = semaphore_want(index, name, limit, ttl, wait)
         return Semaphore(lambda: self._calls, self._run, want)
 
-    def limiter(self, name: str, limit: int, per: float = 1, index: str = "@limits") -> Limiter:
+    def limiter(self, name: Key, limit: int, per: float = 1, index: str = "@limits") -> Limiter:
         """Return a rate limit; see docs/locks.md.
 
         Args:
-            name: of the limit.
+            name: of the limit: str, bytes or int, as a key.
             limit: how many acquisitions a period may have.
             per: seconds in a period.
             index: of the limit; it begins with ``@``.

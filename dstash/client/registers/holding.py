@@ -16,9 +16,11 @@ from typing import Any, Final, NamedTuple
 from dstash.client.calls import Calls, steady
 from dstash.client.operations.registers.arguments import check_version, new_ttl
 from dstash.client.operations.registers.wanted import Wanted
-from dstash.client.registers.leases import Lease, check_seconds
+from dstash.client.registers.leases import Lease, check_lease_ttl, check_seconds
+from dstash.client.registers.names import check_name, key_within
 from dstash.client.registers.steps import Pause, Place, Steps, lookup_entry
 from dstash.errors import Conflict, DStashError, LimitError, TimedOut, Unavailable
+from dstash.limits import Ttl
 from dstash.types import Level
 from dstash.wire.keys import Key
 from dstash.wire.registers import ChangeKind
@@ -54,18 +56,20 @@ class Want:
     wait: float
 
 
-def lock_want(index: str, name: str, ttl: float, wait: float) -> Want:
+def lock_want(index: str, name: Key, ttl: Ttl, wait: float) -> Want:
     """Return what a lock needs, with checked arguments."""
-    ttl, wait = check_seconds("ttl", ttl), check_seconds("wait", wait, 0)
+    check_name(name)
+    ttl, wait = check_lease_ttl(ttl), check_seconds("wait", wait, 0)
     return Want(f"lock {name!r}", index, [name], ttl, wait)
 
 
-def semaphore_want(index: str, name: str, limit: int, ttl: float, wait: float) -> Want:
+def semaphore_want(index: str, name: Key, limit: int, ttl: Ttl, wait: float) -> Want:
     """Return what a place of a semaphore needs, with checked arguments."""
-    ttl, wait = check_seconds("ttl", ttl), check_seconds("wait", wait, 0)
+    check_name(name)
+    ttl, wait = check_lease_ttl(ttl), check_seconds("wait", wait, 0)
     if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= _MAX_PLACES:
         raise LimitError(f"limit is {limit!r}; allowed are integers from 1 to {_MAX_PLACES:,}")
-    keys = [f"{name}/{place}" for place in range(limit)]
+    keys = [key_within(name, place) for place in range(limit)]
     return Want(f"a place of semaphore {name!r}", index, keys, ttl, wait)
 
 

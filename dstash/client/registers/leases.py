@@ -11,10 +11,11 @@ of renewals and of the release, nor may it release what the parent relies on.
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import Any, Final
 
 from dstash.errors import LimitError, LockLost
-from dstash.limits import MAX_TTL_SECONDS
+from dstash.limits import MAX_TTL_SECONDS, show_number
 
 #: A lease is renewed when this part of it has passed, and a failed renewal is tried again after
 #: another part.
@@ -69,6 +70,15 @@ class Lease:
             raise LockLost(f"{self.what} is not held any more: {reason}")
 
 
+def check_lease_ttl(ttl: Any) -> float:
+    """Return the time to live of a lock in seconds, given as a number of them or a timedelta.
+
+    Raises:
+        LimitError: it is neither, or out of range.
+    """
+    return check_seconds("ttl", ttl.total_seconds() if isinstance(ttl, timedelta) else ttl)
+
+
 def check_seconds(name: str, value: Any, lowest: float = _SHORTEST_S) -> float:
     """Return a number of seconds.
 
@@ -78,6 +88,7 @@ def check_seconds(name: str, value: Any, lowest: float = _SHORTEST_S) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not lowest <= value < MAX_TTL_SECONDS:
         raise LimitError(
-            f"{name} is {value!r}; allowed is a number of seconds from {lowest:g} to 100 years"
+            f"{name} is {show_number(value)}; allowed is a number of seconds from {lowest:g} to "
+            "100 years"
         )
     return float(value)

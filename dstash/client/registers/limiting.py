@@ -10,8 +10,10 @@ from dstash.client.calls import Calls
 from dstash.client.operations.registers.arguments import new_ttl
 from dstash.client.operations.registers.wanted import Wanted
 from dstash.client.registers.leases import check_seconds
+from dstash.client.registers.names import check_name, key_within
 from dstash.client.registers.steps import Pause, Steps
 from dstash.errors import Conflict, LimitError
+from dstash.wire.keys import Key
 from dstash.wire.registers import MAX_INTEGER, Amounts, ChangeKind
 
 #: The random part of a pause until the next period, in seconds: not all callers wake at once.
@@ -31,13 +33,14 @@ class Limit:
     """
 
     index: str
-    name: str
+    name: Key
     limit: int
     per: float
 
 
-def limit_of(index: str, name: str, limit: int, per: float) -> Limit:
-    """Return a limit with checked numbers."""
+def limit_of(index: str, name: Key, limit: int, per: float) -> Limit:
+    """Return a limit with checked arguments."""
+    check_name(name)
     return Limit(index, name, _count("limit", limit), check_seconds("per", per, _SHORTEST_PERIOD_S))
 
 
@@ -56,7 +59,7 @@ def acquire(calls: Calls, limit: Limit, count: int, wait: float) -> Steps[bool]:
         left = (period + 1) * limit.per - now
         amounts = Amounts(count, at_most=limit.limit)
         wanted = Wanted(ChangeKind.INCREMENT, new_ttl(left + limit.per), amounts=amounts)
-        pairs = [(f"{limit.name}/{period}", None)]
+        pairs = [(key_within(limit.name, period), None)]
         result = yield calls.change("a rate limit", limit.index, pairs, wanted, None)
         try:
             result.raise_first()
@@ -70,5 +73,5 @@ def acquire(calls: Calls, limit: Limit, count: int, wait: float) -> Steps[bool]:
 
 def _count(name: str, value: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_INTEGER:
-        raise LimitError(f"{name} is {value!r}; allowed are integers above 0")
+        raise LimitError(f"{name} is {value!r}; allowed are integers from 1 to 2**63-1")
     return value

@@ -6,6 +6,7 @@ returns the result of the call. ``run_steps`` and ``run_steps_async`` drive it.
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from dstash.client.operations.registers.arguments import (
 )
 from dstash.client.operations.registers.wanted import Wanted
 from dstash.client.results import ChangeResult, Entry
-from dstash.errors import Conflict, DStashError
+from dstash.errors import Conflict, DStashError, UsageError
 from dstash.limits import Ttl
 from dstash.wire.keys import Key
 from dstash.wire.registers import MISSING, ChangeKind
@@ -35,6 +36,10 @@ NOT_GIVEN: Final = object()
 #: The longest pause after a lost race, in seconds; pauses double up to it.
 _FIRST_PAUSE_S: Final = 0.005
 _LONGEST_PAUSE_S: Final = 0.2
+
+_ASYNC_FUNCTION: Final = (
+    "change is an async function; allowed is a plain function that returns the new value"
+)
 
 
 class Pause(NamedTuple):
@@ -184,7 +189,8 @@ def decrement(
 def touch(place: Place, ttl: Ttl | None, version: int | None) -> Steps[bool]:
     """Set the time to live of a key; return whether it exists."""
     condition = {} if version is None else {"expected": check_version(version)}
-    result = yield from _change(place, "touch", ChangeKind.TOUCH, ttl=new_ttl(ttl), **condition)
+    what = "touch with a version" if place.fence is None else "touch with a fencing token"
+    result = yield from _change(place, what, ChangeKind.TOUCH, ttl=new_ttl(ttl), **condition)
     return bool(result.version_of(place.key))
 
 
@@ -196,6 +202,8 @@ def lookup_entry(place: Place, what: str = "lookup_entry") -> Steps[Entry | None
 
 def update(place: Place, change: Callable[[Any], Any], default: Any, ttl: Ttl | None) -> Steps[Any]:
     """Replace the value of a key by a function of it, until no other change comes between."""
+    if inspect.iscoroutinefunction(change):
+        raise UsageError(_ASYNC_FUNCTION)
     session = place.calls.session
     deadline = place.calls.deadline(place.timeout)
     attempt = 0
@@ -211,10 +219,15 @@ def update(place: Place, change: Callable[[Any], Any], default: Any, ttl: Ttl | 
         if entry is None and default is NOT_GIVEN:
             raise KeyError(place.key)
         value = change(default if entry is None else entry.value)
+        if inspect.iscoroutine(value):
+            value.close()  # else Python warns that it was never awaited
+            raise UsageError(_ASYNC_FUNCTION)
         version = MISSING if entry is None else entry.version
         try:
             yield from compare_and_set(left, value, version, ttl)
-        except Conflict:
+        except Conflict as error:
+            if error.details.get("version") == version:
+                raise  # the fencing token is too low, and remains so
             pause = lost_race_pause(place.calls, attempt)
             if session.wall() + pause.seconds * 1000 >= deadline:
                 raise

@@ -15,8 +15,18 @@ from dstash.client.registers.holding import Attempts, Held, Want, lock_want, sem
 from dstash.client.registers.limiting import limit_of
 from dstash.client.registers.locks import Lock
 from dstash.client.registers.steps import Place
-from dstash.errors import Conflict, DStashError, LimitError, LockLost, TimedOut, Unavailable
+from dstash.errors import (
+    Conflict,
+    DStashError,
+    LimitError,
+    LockLost,
+    TimedOut,
+    Unavailable,
+    UnsupportedType,
+    UsageError,
+)
 from dstash.wire import codec
+from dstash.wire.keys import encode_key, encode_keys
 from dstash.wire.registers import Change, ChangeKind, Settle
 from dstash.wire.shapes import Message
 from tests.client.registers.home import Home
@@ -224,13 +234,58 @@ class TestSemaphore:
         release(home, held[1], pool)
         assert acquire(home, pool).key == held[1].key
 
+    def test_names_of_different_types_are_different_semaphores(self, home: Home) -> None:
+        names: list[Any] = ["5", 5, b"5", encode_key(5), encode_key(b"5")]
+        keys = [semaphore_want("@semaphores", name, 1, 30, 0).keys[0] for name in names]
+        assert keys[0] == "5/0"
+        assert len(set(encode_keys(keys))) == len(names)
+        for name in names:
+            acquire(home, semaphore_want("@semaphores", name, 1, 30, 0))
+
     @pytest.mark.parametrize("limit", [0, 10_001, True, 1.5, "3"])
     def test_bad_limit_is_named(self, limit: Any) -> None:
         with pytest.raises(LimitError, match=r"limit is .*; allowed are integers from 1 to"):
             semaphore_want("@semaphores", "pool", limit, 30, 0)
 
 
+BAD_NAMES: list[tuple[Any, type[UsageError], str]] = [
+    (None, UnsupportedType, "name must be str, bytes or int, not NoneType: None"),
+    (1.5, UnsupportedType, "name must be str, bytes or int, not float: 1.5"),
+    (True, UnsupportedType, "name must be str, bytes or int, not bool: True"),
+    ("", LimitError, "name is empty; allowed are 1 to 400 bytes"),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "text"), BAD_NAMES)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda name: lock_want("@locks", name, 30, 0),
+        lambda name: semaphore_want("@semaphores", name, 1, 30, 0),
+        lambda name: limit_of("@limits", name, 1, 1),
+    ],
+)
+def test_name_that_cannot_be_a_key_is_refused(
+    make: Any, name: Any, kind: type[UsageError], text: str
+) -> None:
+    with pytest.raises(kind) as caught:
+        make(name)
+    assert str(caught.value) == text
+
+
 class TestLimiter:
+    def test_names_of_different_types_are_different_limits(self, home: Home) -> None:
+        for name in ("5", 5, b"5"):
+            limit = limit_of("@limits", name, 1, 60)
+            assert home.drive(limiting.acquire(home.calls, limit, 1, 0)) is True
+        assert any(key.startswith(b"5/") for key in home.states)
+
+    @pytest.mark.parametrize("limit", [0, 2**63, True, 1.5])
+    def test_bad_limit_is_named_with_both_bounds(self, limit: Any) -> None:
+        with pytest.raises(LimitError) as caught:
+            limit_of("@limits", "mail", limit, 60)
+        assert str(caught.value) == (f"limit is {limit!r}; allowed are integers from 1 to 2**63-1")
+
     def test_acquisitions_of_a_period_are_limited(self, home: Home) -> None:
         limit = limit_of("@limits", "mail", 3, 60)
 

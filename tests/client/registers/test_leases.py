@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 
 import pytest
 
-from dstash.client.registers.leases import Lease, check_seconds
+from dstash.client.registers.leases import Lease, check_lease_ttl, check_seconds
 from dstash.errors import LimitError, LockLost
 
 
@@ -60,3 +61,9 @@ def test_lease_is_not_that_of_a_forked_child(lease: Lease, monkeypatch: pytest.M
 def test_bad_number_of_seconds_is_named(value: object) -> None:
     with pytest.raises(LimitError, match=r"ttl is .*; allowed is a number of seconds from 0\.5"):
         check_seconds("ttl", value)
+
+
+def test_time_to_live_of_a_lock_may_be_a_timedelta() -> None:
+    assert check_lease_ttl(timedelta(minutes=1)) == check_lease_ttl(60) == 60.0
+    with pytest.raises(LimitError, match=r"ttl is 0\.1; allowed is a number of seconds from 0\.5"):
+        check_lease_ttl(timedelta(milliseconds=100))

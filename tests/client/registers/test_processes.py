@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from dstash import AsyncClient, Client, Conflict, LockLost, UsageError
-from dstash.errors import BatchError
+from dstash import AsyncClient, BatchResult, Client, Conflict, LockLost, UsageError
+from dstash.errors import BatchError, LimitError
 from tests.client.test_identity import in_child
 from tests.harness.asynchronous import driven
 from tests.harness.linearizability import Call, is_linearizable
@@ -78,7 +78,9 @@ def test_methods_of_plain_indexes_work_on_registers(client: Any, registers: str)
     assert client.batch_lookup(registers, [*entries, "missing"]) == entries
     assert client.lookup(registers, "key-7", read="one") in (7, None)
     assert client.ttl(registers, "key-2", read="one") is None
-    assert client.batch_delete(registers, ["key-1", "missing"]).deleted == 1
+    assert client.batch_lookup(registers, ["key-2", "key-3", "key-2"]) == {"key-2": 2, "key-3": 3}
+    deleted = client.batch_delete(registers, ["key-1", "missing"])
+    assert (type(deleted), deleted.stored, deleted.deleted) == (BatchResult, 2, 1)
     assert client.count(registers) <= 600
 
 
@@ -91,6 +93,30 @@ def test_batches(client: Any, registers: str) -> None:
         client.batch_compare_and_set(registers, {"a": (5, version), "b": (5, version + 1)})
     result = client.batch_increment(registers, {"a": 1, "b": 2, "c": 3})
     assert result.values == {"a": 6, "b": 2, "c": 3}
+
+
+def test_sign_alone_is_no_index(client: Any) -> None:
+    text = "index name is '@' alone; at least one character follows the @"
+    calls: list[Any] = [
+        lambda: client.lookup("@", "k"),
+        lambda: client.exists("@", "k"),
+        lambda: client.batch_lookup("@", ["k"]),
+        lambda: client.put("@", "k", 1),
+        lambda: client.delete("@", "k"),
+        lambda: client.lookup("@", "k", read="one"),
+    ]
+    for call in calls:
+        with pytest.raises(LimitError) as caught:
+            call()
+        assert str(caught.value) == text
+
+
+def test_update_with_a_low_fencing_token_is_refused_at_once(client: Any, registers: str) -> None:
+    client.put(registers, "k", 1, fence=7)
+    began = time.monotonic()
+    with pytest.raises(Conflict, match="a fencing token above 6"):
+        client.update(registers, "k", lambda value: value, fence=6)
+    assert time.monotonic() - began < 5  # the timeout is 20 s
 
 
 def test_index_is_atomic(client: Any, registers: str) -> None:
@@ -117,6 +143,7 @@ def test_plain_index_refuses_operations_of_registers(client: Any, index: str) ->
         lambda: client.increment(index, "k"),
         lambda: client.pop(index, "k"),
         lambda: client.put(index, "k", 1, fence=5),
+        lambda: client.touch(index, "k", 5, fence=5),
         lambda: client.delete(index, "k", version=5),
         lambda: client.touch(index, "k", 5, version=5),
         lambda: client.lock("name", index=index),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from typing import Any
 
 import pytest
@@ -81,10 +82,14 @@ def test_increment_and_decrement_stay_in_their_bounds(home: Home) -> None:
         add(1, (None, 10))
     with pytest.raises(Conflict, match="the sum would be out of its bounds"):
         home.drive(steps.decrement(at(home), 1, 0, (10, None), None))
-    with pytest.raises(Conflict, match="or of 64 bits"):
+    with pytest.raises(Conflict, match=r"'k' of index '@i' .* leave the range of 64-bit integers$"):
         add(2**63 - 1)
+    with pytest.raises(Conflict, match=r"out of its bounds \(at_least is 0\), or of 64 bits$"):
+        add(2**63 - 1, (0, None))
+    with pytest.raises(Conflict, match=r"out of its bounds \(at_least is 0, at_most is 9\)$"):
+        add(2**63 - 1, (0, 9))
     home.drive(steps.get_and_set(at(home), "text", None, None))
-    with pytest.raises(UsageError, match="the value is not an integer"):
+    with pytest.raises(UsageError, match=r"^key 'k' of index '@i': the value is not an integer"):
         add(1)
 
 
@@ -136,6 +141,26 @@ class TestUpdate:
         with pytest.raises(KeyError, match="k"):
             home.drive(steps.update(at(home), lambda present: present, NOT_GIVEN, None))
         assert home.drive(steps.update(at(home), lambda present: present + 1, 5, None)) == 6
+
+    def test_fencing_token_that_is_too_low_is_a_conflict_at_once(self, home: Home) -> None:
+        home.drive(steps.get_and_set(at(home, fence=7), 1, None, None))
+        seen: list[Any] = []
+        low = at(home, fence=6)
+        with pytest.raises(Conflict, match=r"key 'k' of index '@i' was .* fencing token above 6"):
+            home.drive(steps.update(low, lambda value: seen.append(value), NOT_GIVEN, None))
+        assert (seen, home.pauses) == ([1], [])
+        home.drive(steps.pop(at(home), NOT_GIVEN))
+        with pytest.raises(Conflict, match="a fencing token above 6"):
+            home.drive(steps.update(low, lambda value: value, 0, None))
+        assert home.pauses == []
+
+    def test_coroutine_as_the_new_value_is_refused(self, home: Home) -> None:
+        async def change(present: int) -> int:
+            return present
+
+        with pytest.raises(UsageError, match=r"^change is an async function; allowed is a plain"):
+            home.drive(steps.update(at(home), lambda value: change(value), 0, None))
+        assert home.states == {}
 
     def test_conflicts_until_the_deadline_are_an_error(self, home: Home) -> None:
         def change(present: int) -> int:
@@ -199,6 +224,44 @@ class TestBatches:
         with pytest.raises(UsageError, match="key 'a' occurs twice in a batch"):
             home.drive(batches.add(home.calls, "@i", [("a", 1), ("a", 2)], None, None))
         assert home.requests == []
+
+    @pytest.mark.parametrize("change", [batches.add, batches.compare_and_set, batches.increment])
+    def test_key_that_occurs_twice_in_a_collection_is_refused_before_anything_is_sent(
+        self, home: Home, change: Any
+    ) -> None:
+        home.session.batch_keys = 2
+        value = (1, 0) if change is batches.compare_and_set else 1
+        entries = [*((str(number), value) for number in range(5)), ("0", value)]
+        limits = (batches.Limits(0, None, None),) if change is batches.increment else ()
+        with pytest.raises(UsageError) as caught:
+            home.drive(change(home.calls, "@i", entries, *limits, None, None))
+        assert str(caught.value) == "key '0' occurs twice in a batch; allowed is once"
+        assert home.requests == []
+
+    def test_key_that_occurs_twice_in_an_iterator_is_refused_when_it_is_read(
+        self, home: Home
+    ) -> None:
+        home.session.batch_keys = 2
+        entries = iter([*((str(number), 1) for number in range(5)), ("0", 1)])
+        limits = batches.Limits(0, None, None)
+        text = "key '0' occurs twice in a batch; allowed is once; 4 keys before these were stored"
+        with pytest.raises(UsageError) as caught:
+            home.drive(batches.increment(home.calls, "@i", entries, limits, None, None))
+        assert str(caught.value) == text
+        assert caught.value.details["result"].values == {str(number): 1 for number in range(4)}
+        assert read(home, "4") is None
+
+    def test_mapping_is_read_once(self, home: Home) -> None:
+        class Scanned(UserDict[str, int]):
+            reads = 0
+
+            def items(self) -> Any:
+                self.reads += 1
+                return super().items()
+
+        entries = Scanned({"a": 1, "b": 2})
+        assert home.drive(batches.add(home.calls, "@i", entries, None, None)).stored == 2
+        assert entries.reads == 1
 
 
 def test_request_that_is_repeated_is_applied_once(home: Home) -> None:
@@ -288,7 +351,41 @@ BAD_CALLS: list[tuple[Any, type[DStashError], str]] = [
         UsageError,
         "batch_add needs an index whose name begins with @",
     ),
+    (
+        lambda home: steps.touch(at(home, index="plain"), 5, 1),
+        UsageError,
+        "touch with a version needs an index whose name begins with @, such as '@plain'",
+    ),
+    (
+        lambda home: steps.touch(at(home, index="plain", fence=1), 5, None),
+        UsageError,
+        "touch with a fencing token needs an index whose name begins with @, such as '@plain'",
+    ),
+    (
+        lambda home: steps.update(at(home), _async_change, 0, None),
+        UsageError,
+        "change is an async function; allowed is a plain function that returns the new value",
+    ),
 ]
+
+
+async def _async_change(present: Any) -> Any:
+    return present
+
+
+NO_PAIRS: list[Any] = [[("k", 1, 2)], [("k",)], [("k", 1), ["k", 1, 2]]]
+
+
+@pytest.mark.parametrize("kind", [list, iter])
+@pytest.mark.parametrize("entries", NO_PAIRS)
+@pytest.mark.parametrize("change", [batches.add, batches.compare_and_set, batches.increment])
+def test_entry_of_a_batch_that_is_no_pair_is_refused(
+    home: Home, change: Any, entries: Any, kind: Any
+) -> None:
+    limits = (batches.Limits(0, None, None),) if change is batches.increment else ()
+    with pytest.raises(UsageError, match=r"^a batch is a mapping, or an iterable of .* pairs;"):
+        home.drive(change(home.calls, "@i", kind(entries), *limits, None, None))
+    assert home.requests == []
 
 
 @pytest.mark.parametrize(("call", "kind", "text"), BAD_CALLS)

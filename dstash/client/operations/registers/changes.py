@@ -140,6 +140,9 @@ class ChangeOperation(ChangingOperation):
             self.give_up([key], Outcome.FAILED, wanted.conflict(self.index, key, answer))
         else:
             outcome.unchanged[key] = answer.version
+            if wanted.kind in _DELETES:
+                outcome.missing.append(key)
+                outcome.stored += 1  # it is certain that the key does not exist
 
     def settle_applied(self, items: Sequence[Item], answers: Sequence[Answer]) -> None:
         """Record changes that were all applied."""
@@ -159,7 +162,7 @@ class ChangeOperation(ChangingOperation):
     def fail(self, error: DStashError) -> None:
         """End the whole call with an error, which is ``TimedOut`` if a key may be changed."""
         chunks = [chunk for chunk in self._open if isinstance(chunk, ChangeChunk)]
-        if self.outcome.stored or any(chunk.may_be_applied for chunk in chunks):
+        if self.outcome.versions or any(chunk.may_be_applied for chunk in chunks):
             error = error_for(Outcome.UNKNOWN, error)
         super().fail(error)
 

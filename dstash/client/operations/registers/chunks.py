@@ -30,7 +30,7 @@ from dstash.errors import (
 )
 from dstash.types import Outcome
 from dstash.version import Stamp
-from dstash.wire.keys import Key
+from dstash.wire.keys import Key, show_key
 from dstash.wire.registers import Change, Changed, ChangeOutcome
 from dstash.wire.shapes import Message
 
@@ -42,6 +42,8 @@ _NOT_APPLIED: Final = frozenset({ChangeOutcome.CONFLICT, ChangeOutcome.UNCHANGED
 class ChangingOperation(Operation):
     """The operation of a ``ChangeChunk``."""
 
+    #: Of the registers.
+    index: str
     #: Keys of which a copy may be applied that no chunk has any more.
     uncertain: set[Key]
 
@@ -226,7 +228,9 @@ class ChangeChunk(Chunk):
         """
         if is_for_all(error):
             self._left.discard(place)
-            self.operation.give_up([self.items[place][0]], Outcome.FAILED, error)
+            key = self.items[place][0]
+            text = f"key {show_key(key)} of index {self.operation.index!r}: {error}"
+            self.operation.give_up([key], Outcome.FAILED, error_for(Outcome.FAILED, error, text))
             return []
         if not error.retryable:
             self._refusals[peer] = error

@@ -28,10 +28,11 @@ class SettlingOperation(Operation):
     index: str
 
     def cut_settles(self, keys: Sequence[Key], size: int, attempt: int = 0) -> list[Chunk]:
-        """Return chunks that read registers, at most ``size`` keys in each."""
+        """Return chunks that read registers, each key once, at most ``size`` keys in each."""
         size = min(size, MAX_KEYS)
         table = self.session.homes()
-        groups = group(encode_keys(keys), keys, table)
+        distinct = dict(zip(encode_keys(keys), keys, strict=True))
+        groups = group(list(distinct), list(distinct.values()), table)
         return interleave(
             [
                 SettleChunk(self, homes, members[begin : begin + size], attempt, table.epoch)

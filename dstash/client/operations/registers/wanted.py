@@ -15,6 +15,8 @@ from dstash.wire.keys import Key, show_key
 from dstash.wire.registers import (
     ANY,
     KEEP,
+    MAX_INTEGER,
+    MIN_INTEGER,
     MISSING,
     Amounts,
     Change,
@@ -97,7 +99,7 @@ class Wanted(NamedTuple):
         name, version = f"key {show_key(key)} of index {index!r}", answer.version
         expected = self.expected_of(key)
         if answer.outcome is ChangeOutcome.UNCHANGED:
-            text = f"{name} was not changed: the sum would be out of its bounds, or of 64 bits"
+            text = f"{name} was not changed: {self._broken_bounds(key)}"
         elif expected in (ANY, version):
             text = f"{name} was written with a fencing token above {self.fence}"
         else:
@@ -105,6 +107,19 @@ class Wanted(NamedTuple):
             wanted = f"version {expected}" if expected else "an absent key"
             text = f"{name} {present}; {wanted} was expected"
         return Conflict(text, version=version)
+
+    def _broken_bounds(self, key: Key) -> str:
+        """Return the bounds that the sum of a key may have left; the answer has no number."""
+        amounts = self.amounts if isinstance(self.amounts, Amounts) else (self.amounts or {})[key]
+        low, high, amount = amounts.at_least, amounts.at_most, amounts.amount
+        bounds = [f"at_least is {low}"] if low > MIN_INTEGER else []
+        bounds += [f"at_most is {high}"] if high < MAX_INTEGER else []
+        may_overflow = (amount < 0 and low == MIN_INTEGER) or (amount > 0 and high == MAX_INTEGER)
+        if not bounds:
+            return "the sum would leave the range of 64-bit integers"
+        return f"the sum would be out of its bounds ({', '.join(bounds)})" + (
+            ", or of 64 bits" if may_overflow else ""
+        )
 
     def _packed_expected(self, keys: Sequence[Key]) -> bytes:
         if not isinstance(self.expected, int):

@@ -300,21 +300,22 @@ class TestOutcomes:
         assert error.details == {"version": version}
 
     @pytest.mark.parametrize(
-        ("wanted", "outcome", "version"),
+        ("wanted", "outcome", "version", "stored"),
         [
-            (ADD, CONFLICT, 5),
-            (Wanted(ChangeKind.DELETE), UNCHANGED, 0),
-            (Wanted(ChangeKind.POP), UNCHANGED, 0),
-            (Wanted(ChangeKind.TOUCH, ttl=5), UNCHANGED, 5),
+            (ADD, CONFLICT, 5, 0),
+            (Wanted(ChangeKind.DELETE), UNCHANGED, 0, 1),
+            (Wanted(ChangeKind.POP), UNCHANGED, 0, 1),
+            (Wanted(ChangeKind.TOUCH, ttl=5), UNCHANGED, 5, 0),
         ],
     )
     def test_change_with_nothing_to_do_is_no_error(
-        self, exchange: Exchange, wanted: Wanted, outcome: ChangeOutcome, version: int
+        self, exchange: Exchange, wanted: Wanted, outcome: ChangeOutcome, version: int, stored: int
     ) -> None:
         exchange.change("k", wanted=wanted)
         exchange.answer(0, changed(outcome, version=version))
         result = exchange.operation.result()
-        assert (result.ok, result.unchanged, result.stored) == (True, {"k": version}, 0)
+        assert (result.ok, result.unchanged, result.stored) == (True, {"k": version}, stored)
+        assert result.deleted == 0
 
     def test_values_are_decoded(self, exchange: Exchange) -> None:
         exchange.change("k", wanted=Wanted(ChangeKind.SWAP))

@@ -104,6 +104,14 @@ def test_result_has_the_order_of_the_keys(exchange: Exchange) -> None:
     assert list(exchange.operation.result().items()) == [(key, int(key)) for key in keys]
 
 
+@pytest.mark.parametrize("kind", [BatchLookup, ExistsOperation, RecordOperation])
+def test_key_that_occurs_twice_is_read_once(exchange: Exchange, kind: type[BatchLookup]) -> None:
+    read(exchange, "k", "k", kind=kind)
+    assert codec.unpack_keys(exchange.message().keys) == [b"k"]
+    exchange.answer(0, settled(7))
+    assert list(exchange.operation.result()) == ["k"]
+
+
 @pytest.mark.parametrize("error", [NotReady("starting"), Unavailable("no quorum")])
 def test_read_asks_the_next_replica_when_the_home_fails(
     exchange: Exchange, error: Exception
