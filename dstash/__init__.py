@@ -5,6 +5,7 @@ if TYPE_CHECKING:
     from dstash import errors as errors
     from dstash import types as types
     from dstash.about import __version__
+    from dstash.client.admin import Admin, AsyncAdmin
     from dstash.client.asyncio import AsyncClient
     from dstash.client.blocking import Client
     from dstash.client.indexes.async_index import AsyncIndex
@@ -57,11 +58,13 @@ if TYPE_CHECKING:
         VersionMismatch,
         WrongCluster,
     )
-    from dstash.types import Durability, Level, Outcome
-    from dstash.wire.values import Undecodable
+    from dstash.types import Durability, Level, OnError, Outcome
+    from dstash.wire.values import TypeRegistry, Undecodable
 
 __all__ = [
+    "Admin",
     "AnswerLost",
+    "AsyncAdmin",
     "AsyncClient",
     "AsyncIndex",
     "AsyncLimiter",
@@ -100,6 +103,7 @@ __all__ = [
     "Misrouted",
     "NoPeers",
     "NotReady",
+    "OnError",
     "Outcome",
     "PeerIdInUse",
     "Preempted",
@@ -112,6 +116,7 @@ __all__ = [
     "StoreFailed",
     "StoreInUse",
     "TimedOut",
+    "TypeRegistry",
     "Unauthorised",
     "Unavailable",
     "Undecodable",
@@ -125,6 +130,8 @@ __all__ = [
 
 #: The modules of names; all other names are those of errors.
 _HOMES = {
+    "Admin": "client.admin",
+    "AsyncAdmin": "client.admin",
     "AsyncClient": "client.asyncio",
     "AsyncIndex": "client.indexes.async_index",
     "AsyncLimiter": "client.registers.limiters",
@@ -139,9 +146,11 @@ _HOMES = {
     "Level": "types",
     "Limiter": "client.registers.limiters",
     "Lock": "client.registers.locks",
+    "OnError": "types",
     "Outcome": "types",
     "Security": "config.client",
     "Semaphore": "client.registers.locks",
+    "TypeRegistry": "wire.values",
     "Undecodable": "wire.values",
     "__version__": "about",
 }

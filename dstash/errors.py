@@ -16,7 +16,7 @@
     │   ├── NotReady              the peer is starting, stopping, or not yet synced
     │   ├── Forming               fewer members than min_peers
     │   ├── Busy                  the peer is overloaded; says when to retry
-    │   ├── ClockSkew             the version is too far ahead of the peer's clock
+    │   ├── ClockSkew             the version is too far ahead of the cluster clock
     │   ├── BelowFloor            the version is older than the peer may still accept
     │   │   └── IndexDropped      the record was dropped with its index
     │   ├── DiskFull              no space to store
@@ -155,7 +155,7 @@ class Busy(Refused):
 
 
 class ClockSkew(Refused):
-    """The version is too far ahead of the peer's clock; the text says by how much."""
+    """The version is too far ahead of the cluster clock; the text says by how much."""
 
     code = 27
     retryable = True

@@ -6,6 +6,7 @@ another language or be hostile.
 
 from __future__ import annotations
 
+import math
 from datetime import timedelta
 from typing import Final
 
@@ -30,6 +31,9 @@ MAX_KEYS_PER_FRAME: Final = 65_536
 #: 100 years of 365.25 days, in seconds.
 MAX_TTL_SECONDS: Final = 100 * 31_557_600
 MAX_HEADER_BYTES: Final = 4 * MIB
+
+#: Messages show larger integers as a power of 10.
+_SHOWN_IN_FULL: Final = 10**24
 
 #: Number of earlier versions that a write may replace.
 MOST_REPLACED: Final = 8
@@ -60,6 +64,14 @@ def check_index(name: str) -> bytes:
     return encoded
 
 
+def show_number(number: object) -> str:
+    """Return a number as short text for messages, whether it is valid or not."""
+    if isinstance(number, int) and abs(number) >= _SHOWN_IN_FULL:
+        return f"about {'-' if number < 0 else ''}10**{math.log10(abs(number)):.0f}"
+    text = str(number) if isinstance(number, int | float) else repr(number)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
 def check_ttl(ttl: Ttl | None, name: str = "ttl") -> int | None:
     """Return a time to live as whole milliseconds, at least 1; None stays None.
 
@@ -77,5 +89,7 @@ def check_ttl(ttl: Ttl | None, name: str = "ttl") -> int | None:
         kind = type(ttl).__name__
         raise LimitError(f"{name} must be a number of seconds or a timedelta, not {kind}")
     if not 0 < seconds < MAX_TTL_SECONDS:  # false for NaN too
-        raise LimitError(f"{name} is {seconds} s; allowed is more than 0 s and less than 100 years")
+        raise LimitError(
+            f"{name} is {show_number(seconds)} s; allowed is more than 0 s and less than 100 years"
+        )
     return max(1, round(seconds * 1000))

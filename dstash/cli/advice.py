@@ -20,7 +20,6 @@ _STEPS: Final[tuple[tuple[type[errors.DStashError], str], ...]] = (
     (errors.ClockSkew, "synchronise the clocks with NTP"),
     (errors.MembershipUnreachable, "is it running, and reachable from here?"),
     (errors.CorruptStore, "see on_corrupt in conf/peer.toml"),
-    (errors.UndecodableValue, "dstash export --on-error skip leaves such values out"),
     (errors.StoreInUse, "stop the peer that uses it"),
 )
 

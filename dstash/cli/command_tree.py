@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any, Final
 
 import typer
@@ -54,7 +55,26 @@ class Commands(TyperGroup):
         name, command, rest = super().resolve_command(ctx, args)
         if command is not None:
             _accept_global_options(ctx.find_root().command, command)
+            _prepare_help(command, ctx)
         return name, command, rest
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help of the group."""
+        _prepare_help(self, ctx)
+        super().format_help(ctx, formatter)
+
+
+def _prepare_help(command: Any, ctx: Any) -> None:
+    """Prepare a command for help on a terminal.
+
+    Lines are joined, because the terminal wraps them at another width. A flag takes no value, so
+    no type is shown for it.
+    """
+    paragraphs = inspect.cleandoc(command.help or "").split("\n\n")
+    command.help = "\n\n".join(" ".join(lines.split()) for lines in paragraphs)
+    for param in (*command.params, command.get_help_option(ctx)):
+        if getattr(param, "is_flag", False) and param.metavar is None:
+            param.metavar = ""
 
 
 def _accept_global_options(root: Any, command: Any) -> None:

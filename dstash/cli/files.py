@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
@@ -35,6 +36,18 @@ class Source(NamedTuple):
     stream: BinaryIO
     position: Callable[[], int]
     size: int | None
+
+
+def expect_file(file: str) -> None:
+    """Raise ``UsageError`` if a file cannot be read because there is none, or it is a directory."""
+    if file == STDIN:
+        return
+    try:
+        mode = os.stat(file).st_mode
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}") from None
+    if stat.S_ISDIR(mode):
+        raise UsageError(f"{file}: {os.strerror(errno.EISDIR)}")
 
 
 @contextmanager

@@ -31,6 +31,8 @@ import msgpack
 from dstash.errors import UsageError
 
 _TOO_DEEP: Final = "nested too deeply for JSON"
+#: Characters of a number that an error shows.
+_MAX_SHOWN: Final = 40
 
 
 def dumps(value: Any) -> str:
@@ -62,8 +64,8 @@ def loads(text: str | bytes) -> Any:
         raise UsageError(f"not UTF-8 text (byte {error.start})") from None
     except UsageError:
         raise
-    except ValueError as error:  # an int of thousands of digits
-        raise UsageError(f"not JSON: {error}") from None
+    except ValueError:  # Python refuses to read an int of thousands of digits
+        raise UsageError('an integer has too many digits; write {"$int": "0x..."}') from None
 
 
 def to_plain(value: Any) -> Any:
@@ -128,6 +130,18 @@ _WRITERS: Final[dict[type, Callable[[Any], Any]]] = {
 }
 
 
+def _float(number: Any) -> float:
+    """Return a float; a number beyond its range would become infinity."""
+    parsed = float(number)
+    if math.isinf(parsed) and "inf" not in str(number).lower():
+        shown = str(number) if len(str(number)) <= _MAX_SHOWN else f"{str(number)[:_MAX_SHOWN]}..."
+        raise UsageError(
+            f'number {shown} is beyond the range of floats; write {{"$float": "inf"}}, or '
+            'a {"$decimal": "..."}'
+        )
+    return parsed
+
+
 def _debase64(text: str) -> bytes:
     return base64.b64decode(text, validate=True)
 
@@ -144,8 +158,8 @@ _READERS: Final[dict[str, Callable[[Any], Any]]] = {
     "$tuple": tuple,
     "$set": set,
     "$frozenset": frozenset,
-    "$complex": lambda parts: complex(*map(float, parts)),
-    "$float": float,
+    "$complex": lambda parts: complex(*map(_float, parts)),
+    "$float": lambda number: _float(number),
     "$int": lambda text: int(text, 16),
     "$timestamp": lambda parts: msgpack.Timestamp(*parts),
     "$map": dict,
@@ -160,6 +174,8 @@ def _from_pairs(pairs: list[tuple[str, Any]]) -> Any:
         return _READERS[tag](content)
     except InvalidOperation:
         raise UsageError(f"bad {tag}: {content!r} is not a decimal number") from None
+    except UsageError:
+        raise
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise UsageError(f"bad {tag}: {error}") from None
 
@@ -168,4 +184,6 @@ def _refuse_constant(name: str) -> NoReturn:
     raise UsageError(f'not JSON: {name}; write {{"$float": "{name.lower()}"}}')
 
 
-_DECODER: Final = json.JSONDecoder(object_pairs_hook=_from_pairs, parse_constant=_refuse_constant)
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_from_pairs, parse_float=_float, parse_constant=_refuse_constant
+)

@@ -16,7 +16,7 @@ _RATE: Final = re.compile(r"(\d+(?:\.\d+)?) *([kmg]i?)?b?(?:/s)?", re.IGNORECASE
 
 
 def parse_rate(text: str | None) -> int:
-    """Return bytes per second; 0 means no limit (``off``, or nothing given)."""
+    """Return bytes per second; 0 selects the default (``off``, or nothing given)."""
     if text is None or text.strip().lower() in ("off", "0"):
         return 0
     found = _RATE.fullmatch(text.strip())

@@ -236,7 +236,7 @@ class AsyncClient(AsyncRegisterMethods, BaseClient):
     ) -> BatchResult:
         """Store any number of values; see ``Client.batch_put``.
 
-        ``timeout`` applies to each 25,000 keys.
+        ``timeout`` applies to each 25,000 keys (20,000 in an index that begins with ``@``).
         """
         with self._tracing.call("batch_put", index, entries) as span:
             mode, total = OnError.parse(on_error), BatchResult()
@@ -283,7 +283,10 @@ class AsyncClient(AsyncRegisterMethods, BaseClient):
         write: AnyLevel | None = None,
         on_error: AnyOnError = "raise",
     ) -> BatchResult:
-        """Delete many keys; see ``Client.batch_delete``."""
+        """Delete many keys; see ``Client.batch_delete``.
+
+        ``timeout`` applies to each 25,000 keys (20,000 in an index that begins with ``@``).
+        """
         with self._tracing.call("batch_delete", index, keys) as span:
             mode, total = OnError.parse(on_error), BatchResult()
             with total.kept_in_errors():

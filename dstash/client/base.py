@@ -69,6 +69,13 @@ class BaseClient(ABC):
         end = ", closed" if self._is_closed() else ""
         return f"<dstash.{type(self).__name__} of cluster {settings.cluster!r} at {place}{end}>"
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse copies and pickles: they would share connections, or lack them."""
+        raise TypeError(
+            f"{_with_article(type(self).__name__)} cannot be copied or pickled; "
+            "make one in each process"
+        )
+
     def _configure(self, settings: ClientSettings, provider: Any = None) -> None:
         self.settings = settings
         self.types = TypeRegistry(settings.compression)
@@ -114,10 +121,14 @@ def _close_unclosed(connections: Closable, name: str) -> None:
         return
     try:
         if connections.is_open:
-            text = f"{'an' if name.startswith('A') else 'a'} {name} was never closed"
+            text = f"{_with_article(name)} was never closed"
             warnings.warn(text, ResourceWarning, stacklevel=3, source=connections)
     finally:
         connections.drop()
+
+
+def _with_article(name: str) -> str:
+    return f"{'an' if name.startswith('A') else 'a'} {name}"
 
 
 def _flat(addresses: Sequence[str | Sequence[str]]) -> list[Any]:

@@ -257,8 +257,9 @@ class Client(RegisterMethods, BaseClient):
         Raises:
             BatchError: some keys were not stored; ``outcomes``, ``errors`` and ``result`` tell
                 which, and why.
-            LimitError, UnsupportedType: a key, value or argument is not allowed. Of these 100,000
-                keys none was sent; earlier ones are stored, and ``details["result"]`` counts them.
+            LimitError, UnsupportedType: a key, value or argument is not allowed. Of the keys with
+                the same timeout none was sent; earlier ones are stored, and ``details["result"]``
+                counts them.
         """
         with self._tracing.call("batch_put", index, entries) as span:
             mode, total = OnError.parse(on_error), BatchResult()

@@ -41,7 +41,7 @@ from dstash.client.session import Session
 from dstash.cluster.topology.view import View
 from dstash.config.client import ClientSettings
 from dstash.errors import LimitError, NoPeers, UsageError
-from dstash.limits import MAX_TTL_SECONDS, Ttl, check_index, check_ttl
+from dstash.limits import MAX_TTL_SECONDS, Ttl, check_index, check_ttl, show_number
 from dstash.store.record import Record, build_record
 from dstash.types import NEVER, Level, OnError
 from dstash.version import with_touch, write_stamp
@@ -117,7 +117,8 @@ class Calls:
         is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
         if not is_number or not 0 < seconds <= MAX_TTL_SECONDS:  # false for NaN too
             raise LimitError(
-                f"timeout is {seconds!r}; allowed is a number of seconds above 0, up to 100 years"
+                f"timeout is {show_number(seconds)}; allowed is a number of seconds above 0, up to "
+                "100 years"
             )
         return self._session.wall() + max(1, round(seconds * 1000))
 
@@ -167,7 +168,8 @@ class Calls:
         entries = entries_by_key(pairs)
         if is_register or fence is not None:
             wanted = Wanted(ChangeKind.PUT, new_ttl(ttl), check_fence(fence))
-            return self.change("fence", index, list(entries.items()), wanted, timeout)
+            what = "put with a fencing token"
+            return self.change(what, index, list(entries.items()), wanted, timeout)
         items = self._items(list(entries), list(entries.values()))
         return PutOperation(
             self._session,
@@ -241,7 +243,7 @@ class Calls:
         if is_register or version is not None or fence is not None:
             expected = ANY if version is None else check_version(version)
             wanted = Wanted(ChangeKind.DELETE, fence=check_fence(fence), expected=expected)
-            what = "delete with a version" if fence is None else "fence"
+            what = "delete with a version" if fence is None else "delete with a fencing token"
             return self.change(what, index, [(key, None) for key in keys], wanted, timeout)
         coded = zip(keys, encode_keys(keys), strict=True)
         items = [(key, encoded, b"") for key, encoded in coded]

@@ -20,20 +20,20 @@ Round = Sequence[tuple[Key, Any]] | dict[Any, Any]
 
 
 def put_rounds(entries: Entries, size: int) -> Iterator[Round]:
-    """Return the entries of a batch put in parts of at most ``size``.
+    """Return the entries of a batch put in parts of at most ``size``, at least one part.
 
     A small dictionary is the only part: to make its pairs takes longer than to encode its keys.
 
     Raises:
         UsageError: ``entries`` is neither a mapping nor iterable.
     """
-    if type(entries) is dict and 0 < len(entries) <= size:
+    if type(entries) is dict and len(entries) <= size:
         return iter([entries])
     return pair_rounds(entries, size)
 
 
 def pair_rounds(entries: Entries, size: int) -> Iterator[list[tuple[Key, Any]]]:
-    """Return the (key, value) pairs of a batch in lists of at most ``size``.
+    """Return the (key, value) pairs of a batch in lists of at most ``size``, at least one list.
 
     Raises:
         UsageError: ``entries`` is neither a mapping nor iterable.
@@ -79,7 +79,9 @@ def check_keys(keys: Iterable[Key], method: str) -> Iterable[Key]:
 
 
 def _rounds(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
+    """Yield lists of at most ``size``; an empty batch is one call, which checks the arguments."""
     source = iter(items)
+    yield list(itertools.islice(source, size))
     while chunk := list(itertools.islice(source, size)):
         yield chunk
 
@@ -99,6 +101,19 @@ def entries_by_key(pairs: Round) -> dict[Key, Any]:
     if len(entries) < len(pairs):
         encode_keys([key for key, _ in pairs])  # 1, 1.0 and True are equal
     return entries
+
+
+def keys_of(pairs: Sequence[tuple[Key, Any]]) -> list[Key]:
+    """Return the keys of pairs.
+
+    Raises:
+        UsageError: an element is no pair.
+    """
+    try:
+        return [key for key, _ in pairs]
+    except (TypeError, ValueError):
+        _expect_pairs(pairs)
+        raise
 
 
 def _expect_pairs(pairs: Iterable[Any]) -> None:

@@ -27,7 +27,7 @@ class Missed(NamedTuple):
     """Keys of a write that a replica missed, and the replicas that have it."""
 
     peer: str
-    keyspace: str
+    index_name: str
     keys: Frame
     holders: Peers
 

@@ -22,11 +22,16 @@ _MAX_SHOWN_ERRORS: Final = 3
 class BatchResult:
     """The outcome of a batch write; true if every key was stored.
 
-    ``stored`` counts the keys that enough replicas acked; ``outcomes`` has every other key, as
+    ``stored`` counts the keys that enough replicas acked; after a delete, those that do not exist
+    any more, whether they existed before or not. ``outcomes`` has every other key, as
     ``failed`` (not stored) or ``unknown`` (stored or not: no answer came), and ``errors`` has the
     reason for each of them, which names the peers: ``TimedOut`` for unknown outcomes,
     ``Unavailable`` or the error of a replica for failed keys. ``reasons`` has each of these errors
-    once. ``deleted`` counts the keys that existed before a delete.
+    once. ``deleted`` counts the keys that existed before a delete, and ``missing`` has those that
+    did not.
+
+    A batch is stored in parts, of as many keys as have the same timeout. A key that occurs again
+    in a later part counts again.
     """
 
     stored: int = 0
@@ -34,6 +39,7 @@ class BatchResult:
     outcomes: dict[Key, Outcome] = field(default_factory=dict)
     reasons: list[DStashError] = field(default_factory=list)
     errors: dict[Key, DStashError] = field(default_factory=dict)
+    missing: list[Key] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return self.ok
@@ -50,6 +56,7 @@ class BatchResult:
         self.outcomes.update(part.outcomes)
         self.reasons += part.reasons
         self.errors.update(part.errors)
+        self.missing += part.missing
 
     def give_up(self, keys: Iterable[Key], outcome: Outcome, error: DStashError) -> None:
         """Add keys that were not stored, or may not be, for the same reason."""
@@ -120,8 +127,8 @@ class ChangeResult(BatchResult):
 
     ``versions`` has the version of each key that was changed, and ``values`` the sum of each key
     that was incremented. ``unchanged`` has the present version (0: it does not exist) of each key
-    that needed no change: for ``batch_add`` those that existed, for ``batch_delete`` those that did
-    not. Every other key is in ``outcomes``, with its reason in ``errors``: a ``Conflict`` if it had
+    that needed no change: for ``batch_add`` those that existed; ``stored`` does not count them.
+    Every other key is in ``outcomes``, with its reason in ``errors``: a ``Conflict`` if it had
     another version than the expected, or if an increment would leave its bounds.
     """
 

@@ -160,21 +160,18 @@ class Session:
 
     def cluster_time(self) -> int:
         """Return milliseconds since 1970 by the cluster clock (the median of the peers)."""
-        return self.wall() + self._offset()
+        return self.wall() + self.offset
 
     @property
     def offset(self) -> int:
         """How far the cluster clock is ahead of the clock of this machine, in milliseconds."""
-        return self._offset()
-
-    def _offset(self) -> int:
         offsets = sorted(self._offsets.values())
         return offsets[(len(offsets) - 1) // 2] if offsets else 0
 
     def peer_time(self, peer: str, moment: int) -> int:
         """Convert a time of this machine to the clock of ``peer``."""
         offset = self._offsets.get(peer)
-        return moment + (self._offset() if offset is None else offset)
+        return moment + (self.offset if offset is None else offset)
 
     def stamp(self) -> Stamp:
         """Return a stamp for a write."""

@@ -66,16 +66,19 @@ def decode(parts: list[bytes]) -> Envelope:
     protocol, kind, correlation, epoch, moment, *given = header
     shape = SHAPES.get(kind)
     if shape is None:
-        raise ProtocolError(f"unknown message kind {kind}", correlation=correlation)
+        raise ProtocolError(
+            f"unknown message kind {kind}", correlation=correlation, protocol=protocol
+        )
     if len(parts) - 1 < len(shape.frames):
         raise ProtocolError(
             f"{shape.build.__name__} has {len(parts) - 1} body frames, needs {len(shape.frames)}",
             correlation=correlation,
+            protocol=protocol,
         )
     trace = ""
     if type(header[-1]) is dict and not shape.ends_in_map:
         trace = trace_of(given.pop())
-    values = read_fields(shape, given, correlation)
+    values = read_fields(shape, given, correlation, protocol)
     values.update(zip(shape.frames, parts[1:], strict=False))
     return Envelope(correlation, epoch, moment, shape.build(**values), protocol, trace)
 

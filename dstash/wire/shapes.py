@@ -109,7 +109,7 @@ def message(cls: type[_M]) -> type[_M]:
     return made
 
 
-def read_fields(shape: Shape, given: list[Any], correlation: int) -> dict[str, Any]:
+def read_fields(shape: Shape, given: list[Any], correlation: int, protocol: int) -> dict[str, Any]:
     """Return the fields of a message by name; ``ProtocolError`` if a field is missing or wrong."""
     values: dict[str, Any] = {}
     for place, (name, accepted, default) in enumerate(shape.plain):
@@ -118,6 +118,7 @@ def read_fields(shape: Shape, given: list[Any], correlation: int) -> dict[str, A
             raise ProtocolError(
                 f"{shape.build.__name__}.{name} is missing or of the wrong type",
                 correlation=correlation,
+                protocol=protocol,
             )
         values[name] = value
     return values

@@ -186,6 +186,14 @@ def test_failed_export_leaves_no_file(inside: InProcess, index: str) -> None:
     assert sorted(os.listdir(inside.folder)) == before
 
 
+def test_failed_export_names_its_key_once(inside: InProcess, index: str) -> None:
+    inside.out("import", index, "-", stdin=jsonl({"key": {"$bytes": "AA=="}, "value": 1}))
+    assert inside.refusal("export", index, "bytes.csv") == (
+        2,
+        "key b'\\x00': CSV cannot hold keys that are bytes; use jsonl",
+    )
+
+
 def test_export_creates_files_with_the_usual_mode(inside: InProcess, index: str) -> None:
     inside.out("export", index, "mode.jsonl")
     umask = os.umask(0)
@@ -276,7 +284,9 @@ def test_value_that_cannot_be_decoded_is_named_and_left_out(inside: InProcess, i
     assert done.stdout.decode() == '{"key":"good","value":1}\n'
     assert done.stderr.decode().startswith("dstash: the value of key 'strange' cannot be decoded: ")
     assert done.returncode == 1
+    assert "--on-error" not in done.stderr.decode(), "an option of another command"
     code, text = inside.refusal("export", index, "strange.jsonl")
+    assert text.endswith("; --on-error skip leaves such values out")
     assert (code, text.count("key 'strange'"), text.count("--on-error skip")) == (1, 1, 1)
     assert not (inside.folder / "strange.jsonl").exists()
     done = inside.run("export", index, "strange.jsonl", "--on-error", "skip")

@@ -93,8 +93,12 @@ def test_delete_reports_deleted_and_missing_keys(inside: InProcess, index: str) 
     inside.out("del", index, "b", "b")
     assert inside.refusal("del", index, "b", "c", "d") == (
         3,
-        f"2 of 3 keys were not in index '{index}'",
+        f'2 of 3 keys were not in index \'{index}\': "b", "d"',
     )
+    numbers = list(map(str, range(12)))
+    code, text = inside.refusal("del", index, *numbers, "--int")
+    assert code == 3
+    assert text == f"12 of 12 keys were not in index '{index}': {', '.join(numbers[:10])}, ..."
     assert inside.out("count", index) == "0\n"
 
 

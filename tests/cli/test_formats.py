@@ -78,6 +78,7 @@ def test_read_jsonl_yields_records() -> None:
         (b'{"key": "a", "value": 1, "ttl": -1}', "ttl is -1"),
         (b'{"key": "a", "value": 1, "ttl": "5"}', "ttl must be a number"),
         (b'{"key": "a", "value": 1, "ttl": NaN}', "NaN"),
+        (b'{"key": "a", "value": 1e999}', "number 1e999 is beyond the range of floats"),
         (b'{"key": "a\\ud800", "value": 1}', "not valid Unicode"),
         (b'{"key": "a", "value": "\\ud800"}', "value cannot be stored"),
         (b'{"key": "a", "value": "' + b"v" * (8 << 20) + b'"}', "8388613 bytes"),
@@ -383,7 +384,7 @@ def test_csv_writer_refuses_values_it_cannot_hold() -> None:
         write_csv([("a", {"x": 1}), ("b", {"x": 1, "z": 2})])
     with pytest.raises(UsageError, match="its columns differ from those"):
         write_csv([("a", {"x": 1}), ("b", "text")])
-    with pytest.raises(UsageError, match="keys that are bytes"):
+    with pytest.raises(UsageError, match=r"^CSV cannot hold keys that are bytes"):
         write_csv([(b"a", "x")])
     with pytest.raises(UsageError, match="time to live"):
         writer(Format.CSV, io.BytesIO(), NO_COLUMNS).write("a", "x", 5.0)
@@ -432,6 +433,16 @@ class TestParquet:
             written(Format.PARQUET, [("a", {"x": 1}, None), ("b", {"y": 1}, None)])
         with pytest.raises(UsageError, match="key 'b': column 'x' has values of type int, not str"):
             written(Format.PARQUET, [("a", {"x": 1}, None), ("b", {"x": "1"}, None)])
+
+    def test_json_cell_beyond_the_range_of_floats_is_a_bad_row(self) -> None:
+        records: list[Any] = [("a", [1.5], None), ("b", {"x": 1}, None)]
+        table = pq.read_table(pa.BufferReader(written(Format.PARQUET, records)))
+        cells = pa.array(["[1.5]", "[1e400]"])
+        target = pa.BufferOutputStream()
+        pq.write_table(table.set_column(1, table.schema.field(1), cells), target)
+        found = read(Format.PARQUET, bytes(target.getvalue()))
+        assert good(found) == [("a", [1.5])]
+        assert "number 1e400 is beyond the range of floats" in bad(found)[2]
 
     def test_row_groups_are_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("dstash.cli.formats.columnar._MAX_GROUP_BYTES", 1000)

@@ -31,7 +31,13 @@ from tests.cli.conftest import Dstash
         (["put", "i", "k", "v", "--ttl", "soon"], "--ttl"),
         (["put", "i", "k", "v", "--json", "--bytes"], "cannot be combined"),
         (["put", "i", "k", "{", "--json"], "not JSON: Expecting property name"),
+        (["put", "i", "k", "1e400", "--json"], "number 1e400 is beyond the range of floats"),
         (["put", "i", "k", '{"$bytes": 1}', "--json"], "bad $bytes"),
+        (["import", "i", "/nosuch"], "/nosuch: No such file or directory"),
+        (["import", "i", "/"], "/: Is a directory"),
+        (["import", "i", "/dev/null"], "/dev/null: unknown suffix"),
+        (["export", "i", "/"], "/: Is a directory"),
+        (["export", "i", "/nosuch"], "/nosuch: unknown suffix"),
         (["put", "i", "k", '{"$decimal": "x"}', "--json"], "'x' is not a decimal number"),
         (["scan", "i", "\udcff"], "not valid Unicode text"),
         (["get", "i", "x", "--int"], "key 'x' is not an integer"),
@@ -46,7 +52,7 @@ from tests.cli.conftest import Dstash
         (["touch", "i", "k"], "either --ttl TIME or --forever"),
         (["touch", "i", "k", "--ttl", "5", "--forever"], "either --ttl TIME or --forever"),
         (["import", "", "x.jsonl"], "index name has 0 bytes"),
-        (["import", "i", "x.txt"], "or give --format"),
+        (["import", "i", "x.txt"], "x.txt: No such file or directory"),
         (["import", "i", "x.jsonl"], "x.jsonl: No such file or directory"),
         (["import", "i", "x.jsonl", "--ttl", "nan"], "'nan' is not a time"),
         (["import", "i", "x.jsonl", "--on-error", "pray"], "--on-error"),
@@ -103,6 +109,16 @@ def test_help_and_version_succeed(dstash: Dstash) -> None:
     assert "Exit codes" in done.out
     for command in ("put", "import", "dev", "config"):
         assert dstash(command, "--help").code == 0
+
+
+def test_help_wraps_paragraphs_once_and_flags_have_no_type(
+    dstash: Dstash, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 80)
+    shown = dstash("export", "--help").out
+    assert "whose mode it keeps. A symbolic link is followed; a device, a" in shown
+    for words in (["export"], ["put"], ["cluster"], []):
+        assert "<bool>" not in dstash(*words, "--help").out
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,11 @@ def test_tagged_json_keeps_nan() -> None:
         (b"", "not JSON: Expecting value"),
         (b"1 2", "not JSON: Extra data"),
         (b"NaN", 'not JSON: NaN; write {"$float": "nan"}'),
+        (b"1e400", "number 1e400 is beyond the range of floats"),
+        (b"[-1e999]", "number -1e999 is beyond the range of floats"),
+        (b'{"$float": "1e400"}', "number 1e400 is beyond the range of floats"),
+        (b'{"$complex": ["0", "1e400"]}', "number 1e400 is beyond the range of floats"),
+        (b"1" * 400 + b".0", f"number {'1' * 40}... is beyond the range of floats"),
         (b"\xff", "not UTF-8 text"),
         (b'{"$bytes": "a"}', "bad $bytes"),
         (b'{"$bytes": 5}', "bad $bytes"),
@@ -133,7 +138,7 @@ def test_tagged_json_keeps_nan() -> None:
         (b'{"$timedelta": [1, 2, 3, 4, 5, 6, 7, 8]}', "bad $timedelta"),
         (b'{"$complex": ["1"]}', None),
         (b"[" * 100_000, "nested too deeply"),
-        (b"9" * 5000, "not JSON"),
+        (b"9" * 5000, 'an integer has too many digits; write {"$int": "0x..."}'),
     ],
 )
 def test_loads_refuses_bad_json_with_reason(text: bytes, words: str | None) -> None:

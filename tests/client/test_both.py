@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from dstash import Client, Undecodable
+from dstash.client.calls import Calls
 from dstash.errors import (
     BatchError,
     ChangeConflict,
+    ClosedError,
     LimitError,
     NoPeers,
     ProtocolError,
@@ -147,6 +149,73 @@ def test_batches(client: Any, index: str) -> None:
     assert client.batch_delete(index, ["again", "missing"], write="all").deleted == 1
     assert dict(client.items(index)) == entries
     assert set(client.keys(index, prefix="key-49")) == {key for key in entries if "key-49" in key}
+
+
+#: Calls of a client or index that write an empty batch.
+EMPTY_BATCHES: dict[str, tuple[Any, ...]] = {
+    "batch_put": ({},),
+    "batch_delete": ([],),
+    "batch_add": ([],),
+    "batch_compare_and_set": ({},),
+    "batch_increment": ({},),
+}
+_ENTRIES = {"ttl": -1, "write": "zz", "timeout": -1}
+_CHANGES = {"ttl": -1, "timeout": -1}
+#: Arguments of these calls that are not allowed.
+WRONG: dict[str, dict[str, Any]] = {
+    "batch_put": _ENTRIES,
+    "batch_delete": {"write": "zz", "timeout": -1},
+    "batch_add": _CHANGES,
+    "batch_compare_and_set": _CHANGES,
+    "batch_increment": {**_CHANGES, "initial": "x", "at_most": 2**70},
+}
+
+
+@pytest.mark.parametrize("method", EMPTY_BATCHES)
+def test_empty_batch_checks_its_arguments(client: Any, index: str, method: str) -> None:
+    registers = f"@{index}"
+    assert getattr(client, method)(registers, *EMPTY_BATCHES[method]).stored == 0
+    for name in ("", 5, "@"):
+        with pytest.raises(LimitError, match="index name"):
+            getattr(client, method)(name, *EMPTY_BATCHES[method])
+    for option, wrong in WRONG[method].items():
+        for target, first in ((client, (registers,)), (client.index(registers), ())):
+            with pytest.raises(UsageError, match=f"{option.replace('write', 'level')} .*{wrong}"):
+                getattr(target, method)(*first, *EMPTY_BATCHES[method], **{option: wrong})
+
+
+@pytest.mark.parametrize("prefix", ["", "@"])
+def test_empty_batch_fails_when_the_client_is_closed(client: Any, index: str, prefix: str) -> None:
+    name = f"{prefix}{index}"
+    client.put(name, "key", 1)
+    client.close()
+    methods = EMPTY_BATCHES if prefix else ("batch_put", "batch_delete")
+    for method in methods:
+        with pytest.raises(ClosedError):
+            getattr(client, method)(name, *EMPTY_BATCHES[method])
+        with pytest.raises(ClosedError):
+            getattr(client.index(name), method)(*EMPTY_BATCHES[method])
+    with pytest.raises(ClosedError):
+        client.index(name).update({})
+
+
+@pytest.mark.parametrize("prefix", ["", "@"])
+def test_batch_delete_lists_the_keys_that_did_not_exist(
+    client: Any, index: str, prefix: str
+) -> None:
+    name = f"{prefix}{index}"
+    client.batch_put(name, {"a": 1, "b": 2}, write="all")
+    result = client.batch_delete(name, ["a", "x", "b", 7], write="all")
+    assert (result.deleted, sorted(result.missing, key=str)) == (2, [7, "x"])
+
+
+def test_key_that_occurs_again_in_a_later_part_counts_again(
+    client: Any, index: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Calls, "keys_per_round", lambda *_: 2)
+    pairs = [("a", 1), ("a", 2), ("a", 3), ("b", 1)]
+    assert client.batch_put(index, pairs).stored == 3
+    assert client.lookup(index, "a") == 3
 
 
 def test_scan_rejects_page_with_more_keys_than_values(

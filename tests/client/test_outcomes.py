@@ -18,6 +18,7 @@ from dstash.client.operations.writes import (
 )
 from dstash.client.outstanding import OutstandingWrites
 from dstash.client.results import BatchResult
+from dstash.client.session import HINT_MS
 from dstash.errors import (
     DiskFull,
     DStashError,
@@ -461,6 +462,12 @@ class TestLateAnswers:
         assert cluster.write("put").ok
         assert self.hinted(cluster) == {("c", b"k")}
         assert len(cluster.session.outstanding) == 0
+
+    def test_hint_outlives_the_deadline_of_the_call(self) -> None:
+        cluster = Cluster("oon")
+        assert cluster.write("put", timeout=100).ok
+        [hint] = [envelope for _, envelope in cluster.asked if isinstance(envelope.message, Hint)]
+        assert hint.moment == cluster.now + HINT_MS
 
     def test_refusal_of_one_item_becomes_a_hint_for_it(self) -> None:
         cluster = Cluster()

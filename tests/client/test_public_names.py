@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle  # noqa: TID251  # to show that it is refused
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 
 import dstash
-from dstash import AsyncClient, Client, ConfigError, NoPeers, errors
+from dstash import AsyncClient, Client, ConfigError, LimitError, NoPeers, errors
 
 TWO = ["tcp://a:1", "tcp://b:2"]
 
@@ -85,6 +87,30 @@ def test_wrong_argument_is_named_in_one_line_without_a_cause(
     assert "command line" not in str(caught.value)
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None or caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_client_cannot_be_copied_or_pickled(kind: Any, copied: Any) -> None:
+    text = f"{kind.__name__} cannot be copied or pickled; make one in each process"
+    with pytest.raises(TypeError, match=text):
+        copied(kind("a:1"))
+    with pytest.raises(TypeError, match=text):
+        pickle.dumps(kind("a:1").index("i"))
+
+
+@pytest.mark.parametrize("exponent", [400, 5000])
+def test_error_shows_a_huge_number_in_short(exponent: int) -> None:
+    number, power = 10**exponent, rf"about 10\*\*{exponent}"
+    with pytest.raises(ConfigError, match=power):
+        Client("a:1", timeout=number)
+    with Client("a:1") as client:
+        with pytest.raises(LimitError, match=f"timeout is {power}"):
+            client.lookup("i", "k", timeout=number)
+        with pytest.raises(LimitError, match=f"ttl is {power}"):
+            client.put("i", "k", 1, ttl=number)
+        with pytest.raises(LimitError, match=f"ttl is {power}"):
+            client.lock("name", ttl=number)
 
 
 def test_repr_shows_addresses_but_no_secrets() -> None:

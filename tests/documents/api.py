@@ -156,6 +156,8 @@ def _errors(package: Any) -> Iterator[str]:
     )
     yield "| error | is a | code | may be retried | when |\n|---|---|---|---|---|"
     for name, error in package["errors"].classes.items():
+        if error.is_alias:
+            continue
         bases = ", ".join(f"`{base}`" for base in error.bases)
         said = error.docstring.value.splitlines()[0].replace("``", "`")
         yield f"| `{name}` | {bases} | {_of(error, 'code')} | {_retry(package, error)} | {said} |"

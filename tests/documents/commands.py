@@ -77,9 +77,17 @@ def _form(form: dict[str, Any]) -> Iterator[str]:
         yield ""
     if "properties" not in form:
         yield f"{_kind(form)}.\n"
-        form = form.get("items", {})
-    if "properties" in form:
-        yield from _table(form)
+    for number, table in enumerate(_tables(form)):
+        if number:
+            yield "or\n"
+        yield from _table(table)
+
+
+def _tables(form: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the objects that have fields: the form itself, its items, or each of its choices."""
+    values = form.get("additionalProperties")
+    below = values if isinstance(values, dict) else form.get("items", form)
+    yield from (each for each in below.get("anyOf", [below]) if "properties" in each)
 
 
 def _table(form: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -103,6 +111,8 @@ def _kind(form: dict[str, Any]) -> str:
         return f"[{name}](#{name})"
     if "anyOf" in form:
         return " or ".join(dict.fromkeys(map(_kind, form["anyOf"])))
+    if "const" in form:
+        return f"`{json.dumps(form['const'])}`"
     kind = form.get("type", "any value")
     if isinstance(kind, list):
         return " or ".join(kind)

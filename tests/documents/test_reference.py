@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
+import dstash
 from tests.documents.blocks import ROOT
 from tests.documents.reference import PAGES
+
+
+def test_documented_names_are_names_of_the_package() -> None:
+    page = (ROOT / "docs" / "api.md").read_text()
+    classes = re.findall(r"^### (\w+)$", page, flags=re.M)
+    errors = re.findall(r"^\| `(\w+)` \|", page, flags=re.M)
+    assert {"Client", "Admin", "TypeRegistry"} <= set(classes)
+    assert "TimedOut" in errors
+    for name in (*classes, *errors):
+        assert name in dstash.__all__
+        assert getattr(dstash, name).__name__ == name
 
 
 @pytest.mark.parametrize("page", PAGES)

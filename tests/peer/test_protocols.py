@@ -6,9 +6,9 @@ import pytest
 
 from dstash.cluster.replication.transfer import ask
 from dstash.errors import VersionMismatch
-from dstash.wire import protocol
+from dstash.wire import codec, protocol
 from dstash.wire.envelope import Envelope, decode, encode
-from dstash.wire.messages import Hello, Lookup, Welcome
+from dstash.wire.messages import Error, Hello, Lookup, Welcome
 from dstash.wire.replication import SeenReply, SeenRequest
 from dstash.wire.shapes import Message
 from tests.peer.test_core import EPOCH, Peer, keys, peer, put, topology
@@ -38,6 +38,28 @@ def test_reply_has_the_version_of_its_request(
                 commit.run(peer.store)
                 replies += peer.core.committed(commit, peer.now)
         assert [decode(reply.frames).protocol for reply in replies] == [version]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_error_reply_to_a_malformed_request_has_the_version_of_the_request(
+    peer: Peer, version: int
+) -> None:
+    lookup = encode(Envelope(7, EPOCH, 0, Lookup("i", 1, keys(b"k")), version))
+    unknown = codec.pack_header((version, 200, 7, EPOCH, 0))
+    wrong = codec.pack_header((version, Lookup.KIND, 7, EPOCH, 0, 5))
+    for frames in ([unknown], [wrong, *lookup[1:]], lookup[:1]):
+        [reply] = peer.core.receive(b"client", frames, peer.now)
+        envelope = decode(reply.frames)
+        assert isinstance(envelope.message, Error)
+        assert (envelope.protocol, envelope.correlation) == (version, 7)
+        assert envelope.message.details == {}
+
+
+def test_error_reply_to_an_unsupported_version_has_the_lowest_version(peer: Peer) -> None:
+    [reply] = peer.core.receive(b"client", [codec.pack_header((9, 200, 7, EPOCH, 0))], peer.now)
+    envelope = decode(reply.frames)
+    assert isinstance(envelope.message, Error)
+    assert (envelope.protocol, envelope.message.code) == (1, VersionMismatch.code)
 
 
 def test_peers_use_highest_common_version(

@@ -201,7 +201,7 @@ def test_page_has_current_limits() -> None:
     assert said["header"] == [limits.MAX_HEADER_BYTES]
     assert said["keys of a message"] == [limits.MAX_KEYS_PER_FRAME]
     assert said["lists and maps of a header"] == [most_containers]
-    assert said["stamps ahead of the peer's clock"] == [limits.MAX_CLOCK_SKEW_MS]
+    assert said["stamps ahead of the cluster's time"] == [limits.MAX_CLOCK_SKEW_MS]
     assert limits.MAX_TTL_SECONDS == 100 * 365.25 * 86400
     for name in LIMITS:
         assert f"`{name}`" in TEXT

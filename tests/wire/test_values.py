@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import math
+import sys
 import uuid
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass
@@ -278,12 +279,37 @@ def test_decode_values_of_malformed_array_raises(frame: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [("\ud800", "surrogates"), (10**5000, "4300 digits")],
+    [("\ud800", "surrogates"), (10**100_100, "about 100,100 digits; allowed are 100,000")],
     ids=["surrogate", "endless integer"],
 )
 def test_values_that_cannot_be_encoded_are_refused(value: Any, text: str) -> None:
     with pytest.raises(LimitError, match=text):
         TYPES.encode(value)
+
+
+@pytest.mark.parametrize("limit", [640, 4300, 0])
+@pytest.mark.parametrize("power", [4999, 5000, 20_000, 99_999])
+def test_integer_does_not_depend_on_the_limit_of_the_interpreter(power: int, limit: int) -> None:
+    before = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(limit)
+    try:
+        for number in (10**power, -(10**power), 10**power + 7**power // 10, 1 - 10 ** (power + 1)):
+            # "is": pytest would write the numbers of a failed comparison as text.
+            assert (there_and_back(number) == number) is True
+            assert (there_and_back([{number: (number,)}]) == [{number: (number,)}]) is True
+    finally:
+        sys.set_int_max_str_digits(before)
+
+
+def test_large_integer_is_stored_as_decimal_text() -> None:
+    assert TYPES.encode(-(2**70)) == b"\xc7\x17\x6d-1180591620717411303424"
+    assert TYPES.encode(10**5000) == b"\xc8\x13\x89\x6d1" + b"0" * 5000
+
+
+@pytest.mark.parametrize("text", [b"x", b"1" * 5000 + b"x", b"1" * 200_000])
+def test_text_that_is_no_integer_is_corrupt(text: bytes) -> None:
+    with pytest.raises(CorruptRecord, match="cannot be decoded"):
+        TYPES.decode(msgpack.packb(msgpack.ExtType(109, text)))
 
 
 def test_value_size_limit_is_exact() -> None:
@@ -421,6 +447,28 @@ class TestRegistry:
         types.register(Money, code=7, encode=lambda m: b"", decode=lambda d: Money(0))
         types.register(Money, code=7, encode=lambda m: b"", decode=lambda d: Money(9))
         assert types.decode(types.encode(Money(1))) == Money(9)
+
+    @pytest.mark.parametrize("kind", [Money(1), "Money", None, list[int]])
+    def test_object_that_is_no_class_is_refused(self, kind: Any) -> None:
+        types = TypeRegistry()
+        for _ in range(2):
+            with pytest.raises(UsageError, match="cannot be registered; allowed is a class"):
+                types.register(kind, code=7, encode=lambda m: b"", decode=lambda d: d)
+        types.register(Money, code=7, encode=lambda m: b"", decode=lambda d: Money(0))
+
+    @pytest.mark.parametrize("around", [lambda v: v, lambda v: [v], lambda v: {"k": (v,)}])
+    def test_error_of_an_encoder_names_key_and_type(self, around: Any) -> None:
+        types = TypeRegistry()
+        types.register(
+            Money, code=7, encode=lambda m: b"%d" % (1 // m.cents), decode=lambda d: Money(int(d))
+        )
+        with pytest.raises(UnsupportedType) as caught:
+            types.encode_entries(["good", "bad"], [around(Money(1)), around(Money(0))])
+        assert str(caught.value).startswith(
+            "key 'bad': the encoder of Money failed: ZeroDivisionError: "
+        )
+        assert isinstance(caught.value.__cause__, ZeroDivisionError)
+        assert types.encode(Money(1)) == b"\xd4\x071"
 
     def test_encoder_must_return_bytes(self) -> None:
         types = TypeRegistry()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,11 +17,11 @@ from dstash.cli.batches import BadLine, Importer, OnError
 from dstash.cli.console import output
 from dstash.cli.console.progress import progress_bar
 from dstash.cli.console.skipped import SkippedValues
-from dstash.cli.files import Source, source, target
+from dstash.cli.files import Source, expect_file, source, target
 from dstash.cli.formats import Columns, Format, format_of, read_rows, writer
 from dstash.cli.formats.delimited import parse_delimiter
 from dstash.cli.invocation import Interrupted, PartlyFailed
-from dstash.errors import DStashError, UsageError
+from dstash.errors import DStashError, UndecodableValue, UsageError
 from dstash.limits import check_index, check_ttl
 from dstash.types import AnyOnError
 from dstash.wire.keys import Key, show_key
@@ -93,6 +94,7 @@ def import_(
     """
     check_index(index)
     check_ttl(ttl)
+    expect_file(file)
     kind = format_of(file, form)
     noun = "record" if kind in (Format.MSGPACK, Format.PARQUET) else "line"
     run = invocation.of(ctx)
@@ -142,6 +144,8 @@ def export(
     left out, and the exit code is 9.
     """
     check_index(index)
+    if os.path.isdir(file):
+        expect_file(file)
     kind = format_of(file, form)
     run = invocation.of(ctx)
     began = time.monotonic()
@@ -158,6 +162,8 @@ def export(
                 try:
                     out.write(record_key, item, left)
                 except UsageError as error:
+                    if "key" in error.details:  # of an earlier record of the same row group
+                        raise
                     if on_error is OnError.STOP:
                         raise UsageError(f"key {show_key(record_key)}: {error}") from None
                     skipped.add(record_key, str(error))
@@ -176,11 +182,15 @@ def _records(
     client: Client, index: str, prefix: str, with_ttl: bool, on_error: OnError
 ) -> Iterator[tuple[Key, Any, float | None]]:
     mode: AnyOnError = "raise" if on_error is OnError.STOP else "return"
-    for key, value in client.items(index, prefix, on_error=mode):
-        try:
-            yield key, value, client.ttl(index, key) if with_ttl else None
-        except KeyError:
-            continue  # it expired after the scan returned it
+    try:
+        for key, value in client.items(index, prefix, on_error=mode):
+            try:
+                yield key, value, client.ttl(index, key) if with_ttl else None
+            except KeyError:
+                continue  # it expired after the scan returned it
+    except UndecodableValue as error:
+        error.details["advice"] = "; --on-error skip leaves such values out"
+        raise
 
 
 def _bytes_done(origin: Source, importer: Importer) -> Callable[[], int]:

@@ -30,7 +30,9 @@ app = typer.Typer(
 #: Long, because the peer writes to the membership and may have to retry.
 _ADMIN_TIMEOUT_S: Final = 30.0
 
-_NO_RATE: Final = "unlimited: data moves with low priority"
+_NO_RATE: Final = (
+    "default: each peer streams in about 32 MB or 100,000 records a second, with low priority"
+)
 
 #: The actions that can leave fewer members than replicas. A member that is down and blocks a change
 #: can still be removed, by ``force-remove``.
@@ -245,7 +247,7 @@ def resume(ctx: typer.Context, dry_run: DryRun = False) -> None:
 def rate(
     ctx: typer.Context,
     limit: Annotated[
-        str, typer.Argument(metavar="20MB/s|off", help="Limit per peer, or off for none.")
+        str, typer.Argument(metavar="20MB/s|off", help="Limit per peer, or off for the default.")
     ],
     dry_run: DryRun = False,
 ) -> None:

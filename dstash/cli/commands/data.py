@@ -137,18 +137,19 @@ def delete(
         raise UsageError(f"--version is that of one key; {len(to_delete)} keys are given")
     with run.client() as client:
         if len(to_delete) == 1:
-            deleted = int(client.delete(index, to_delete[0], version=version))
+            missing = [] if client.delete(index, to_delete[0], version=version) else to_delete
         else:
-            deleted = client.batch_delete(index, to_delete).deleted
+            absent = set(client.batch_delete(index, to_delete).missing)
+            missing = [key for key in to_delete if key in absent]
     if run.as_json:
-        output.json_line({"deleted": deleted, "missing": len(to_delete) - deleted})
-    if deleted < len(to_delete):
+        output.json_line({"deleted": len(to_delete) - len(missing), "missing": len(missing)})
+    if missing:
         raise (
             _missing(index, to_delete[0])
             if len(to_delete) == 1
             else KeyMissing(
-                f"{len(to_delete) - deleted} of {len(to_delete)} keys were not in index '{index}'"
-                f"{_hint(to_delete)}"
+                f"{len(missing)} of {len(to_delete)} keys were not in index '{index}': "
+                f"{_names(missing)}{_hint(missing)}"
             )
         )
 
@@ -284,8 +285,11 @@ def _expect_none(index: str, missing: list[Key]) -> None:
     if len(missing) == 1:
         raise _missing(index, missing[0])
     if missing:
-        names = ", ".join(map(tagged.dumps, missing[:10]))
-        more = ", ..." if missing[10:] else ""
         raise KeyMissing(
-            f"{len(missing)} keys are not in index '{index}': {names}{more}{_hint(missing)}"
+            f"{len(missing)} keys are not in index '{index}': {_names(missing)}{_hint(missing)}"
         )
+
+
+def _names(keys: list[Key]) -> str:
+    """Return the first few keys."""
+    return ", ".join(map(tagged.dumps, keys[:10])) + (", ..." if keys[10:] else "")

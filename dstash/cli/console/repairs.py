@@ -52,7 +52,7 @@ def follow(client: Client, begun: Mapping[str, Any], *, as_json: bool) -> None:
     """Show the progress of a full repair until every member that takes part has completed it.
 
     Args:
-        begun: the result of ``Client.repair``.
+        begun: the result of ``Admin.repair``.
 
     Raises:
         Unavailable: a member that takes part has not answered for a minute.

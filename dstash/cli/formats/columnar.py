@@ -257,7 +257,7 @@ class ParquetWriter:
             columns = zip(self._columns, cells, strict=True)
             return iter([column.cell(value) for column, value in columns])
         except UsageError as error:
-            raise UsageError(f"key {key!r}: {error}") from None
+            raise UsageError(f"key {key!r}: {error}", key=key) from None
 
 
 def _weight(value: Any) -> int:

@@ -220,12 +220,12 @@ class DelimitedWriter:
     def write(self, key: Key, value: object, ttl: float | None) -> None:
         """Write one record. CSV can hold neither a time to live nor a key of bytes."""
         if isinstance(key, bytes):
-            raise UsageError(f"key {key!r}: CSV cannot hold keys that are bytes; use jsonl")
+            raise UsageError("CSV cannot hold keys that are bytes; use jsonl")
         if ttl is not None:
             raise UsageError("CSV cannot hold the time to live; use jsonl")
         if not self._has_begun:
             self._begin(value)
-        self._row([str(key), *self._cells(key, value)])
+        self._row([str(key), *self._cells(value)])
 
     def finish(self) -> None:
         """Write the header if there were no records, so that the file can be imported."""
@@ -255,13 +255,13 @@ class DelimitedWriter:
             name = f"_{name}"
         return name
 
-    def _cells(self, key: Key, value: object) -> list[str]:
+    def _cells(self, value: object) -> list[str]:
         if not self._fields:
             return [_cell(value)]
         # The same names in another order are fine; any other name would be lost silently.
         if not isinstance(value, dict) or set(value) != set(self._fields):
             raise UsageError(
-                f"key {key!r}: its columns differ from those of the first record "
+                "its columns differ from those of the first record "
                 f"({', '.join(map(str, self._fields))}); use jsonl, or --value COLUMN for JSON in "
                 "one column"
             )

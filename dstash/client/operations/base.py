@@ -181,6 +181,8 @@ class Operation(Call):
         self._pending: dict[int, _Pending] = {}
         self._open: set[Chunk] = set()
         self._last_heard: dict[str, int] = {}
+        #: What chunks send when the deadline has passed: hints.
+        self.last_sends: list[Send] = []
         self.stores = {}
         self._later: list[tuple[int, Chunk]] = []
         self._reasons: dict[str, str] = {}
@@ -331,7 +333,8 @@ class Operation(Call):
         """Expire the call, start delayed chunks and time out requests, if due."""
         if now >= self.deadline:
             self._expire(now)
-            return []
+            sends, self.last_sends = self.last_sends, []
+            return sends
         sends = self.session.probes(now)
         if self._later and not self._pending:
             sends += self.session.view_request(now)
@@ -415,9 +418,6 @@ class Operation(Call):
             self._reasons.setdefault(pending.peer, "no answer")
         reasons = "; ".join(f"{peer}: {why}" for peer, why in sorted(self._reasons.items()))
         waiting = bool(self._pending) or not self._exhausted
-        for pending in self._pending.values():
-            if self._last_heard.get(pending.peer, -1) < pending.sent:
-                self.session.suspect(pending.peer, self.session.wall())
         kind = TimedOut if waiting else Unavailable
         what = "no answer in time" if waiting else "not enough replicas answered"
         error = kind(f"{what}{f' ({reasons})' if reasons else ''}")

@@ -69,7 +69,7 @@ class _Picked(Sequence[Key]):
 
 
 class BatchLookup(LookupOperation):
-    """Looks up any number of distinct keys; the result has the order of ``keys``."""
+    """Looks up any number of keys; the result has the order of ``keys``."""
 
     #: Parts that were sent and that are not in ``_result``; ``found`` has their keys sent again.
     _parts: list[_Part]

@@ -47,7 +47,7 @@ class Position(NamedTuple):
         """Whether no partition is left."""
         return not self.remaining
 
-    def lagging(self, asked: Sequence[int], page: Page) -> Position:
+    def after_page(self, asked: Sequence[int], page: Page) -> Position:
         """Return the position after a page of the ``asked`` partitions.
 
         Raises:
@@ -110,7 +110,7 @@ class Draft:
         self.asked = asked
         self.page = page
         self.read_at = read_at
-        self.end = begin.lagging(asked, page)
+        self.end = begin.after_page(asked, page)
         self.places = range(page.done + bool(page.after))
         self.sums = Sums()
         self.sums.add(page, self.places)

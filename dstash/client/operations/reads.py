@@ -52,7 +52,7 @@ Decode = Callable[[bytes, Sequence[Any], MutableMapping[Any, Undecodable]], list
 
 
 class LookupOperation(ReconcilingOperation, SettlingOperation):
-    """Looks up any number of distinct keys.
+    """Looks up any number of keys.
 
     The result maps the keys that were found to their values.
 
@@ -96,10 +96,10 @@ class LookupOperation(ReconcilingOperation, SettlingOperation):
             self.window = SETTLES_WINDOW
 
     def _chunks(self) -> Iterator[list[Chunk]]:
-        batch_keys = self.session.keys_per_read
-        for begin in range(0, len(self._keys), batch_keys):
+        size = self.session.keys_per_read
+        for begin in range(0, len(self._keys), size):
             encoded, self._encoded = self._encoded, None
-            yield from chunked(self.cut(self._keys[begin : begin + batch_keys], encoded=encoded))
+            yield from chunked(self.cut(self._keys[begin : begin + size], encoded=encoded))
 
     def cut(
         self, keys: Sequence[Key], attempt: int = 0, encoded: Sequence[Any] | None = None

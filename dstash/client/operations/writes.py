@@ -26,6 +26,7 @@ from dstash.client.operations.batching import (
 from dstash.client.operations.clock_reading import ClockReading
 from dstash.client.operations.versions import FIRST_ATTEMPT, Earlier, WriteVersions
 from dstash.client.operations.votes import Votes
+from dstash.client.outstanding import Missed
 from dstash.client.refusals import by_peer, error_for, is_final
 from dstash.client.results import BatchResult
 from dstash.client.routing import Peers, WriteSet, group
@@ -46,7 +47,6 @@ from dstash.version import Version, is_later_write, newest_stamp, with_touch
 from dstash.wire import codec
 from dstash.wire.keys import Key
 from dstash.wire.messages import Apply, Delete, Put, Stored
-from dstash.wire.replication import Hint
 from dstash.wire.shapes import EMPTY, Frame, Message
 
 KEYS_PER_CHUNK: Final = 4096
@@ -112,10 +112,9 @@ class WriteOperation(Operation):
 
     def _chunks(self) -> Iterator[list[Chunk]]:
         yield from self._clocks_first()
-        for batch_keys in split_by_size(
-            self._items, self.session.batch_keys, BYTES_PER_BATCH, self._largest
-        ):
-            yield from chunked(self.cut(batch_keys))
+        most = self.session.batch_keys
+        for items in split_by_size(self._items, most, BYTES_PER_BATCH, self._largest):
+            yield from chunked(self.cut(items))
 
     def cut(
         self,
@@ -258,6 +257,15 @@ class DeleteOperation(WriteOperation):
     """Writes tombstones."""
 
     keeps_versions = True
+
+    def settle(self, chunk: WriteChunk, places: Sequence[int]) -> None:
+        """Count items of a chunk as stored, and list those that did not exist."""
+        before = self.outcome.deleted
+        super().settle(chunk, places)
+        if self.outcome.deleted - before < len(places):
+            self.outcome.missing += [
+                chunk.items[place][0] for place in places if not self.existed(chunk, place)
+            ]
 
     def message(
         self, version: Version, items: Sequence[Item], keys: Frame, replaces: bytes
@@ -481,7 +489,7 @@ class WriteChunk(Chunk):
         """Settle items as stored; stamp superseded items past the newer version instead."""
         for place in self._unsure(places, acks):  # a record was there, and it may have been live
             self.existed[place] = 1
-        hints = self._hints(places, acks)
+        hints = self._hints(places, acks, now)
         superseded: Sequence[int] = []
         if self.operation.is_outdated:
             superseded, places = places, []
@@ -506,7 +514,7 @@ class WriteChunk(Chunk):
         self._votes.settle(places)
         self.operation.give_up(self, places, outcome, error_for(outcome, why, text))
 
-    def _hints(self, places: Sequence[int], acks: set[str]) -> list[Send]:
+    def _hints(self, places: Sequence[int], acks: set[str], now: int) -> list[Send]:
         """Return hints about the replicas that missed the write (hinted handoff)."""
         session = self.operation.session
         refused = self._votes.refusals.of(places[0])
@@ -519,16 +527,8 @@ class WriteChunk(Chunk):
         if not missed:
             return []
         keys = Frame(codec.pack_blobs([self.items[place][1] for place in places]))
-        agent = min(acks)
-        return [
-            session.request(
-                agent,
-                session.next_correlation(),
-                self.operation.deadline,
-                Hint(self.operation.index, peer, keys),
-            )
-            for peer in missed
-        ]
+        index, holders = self.operation.index, tuple(sorted(acks))
+        return session.hints([Missed(peer, index, keys, holders) for peer in missed], now)
 
     def _stamp_past(self, superseded: Sequence[int], now: int) -> list[Send]:
         session = self.operation.session
@@ -602,13 +602,14 @@ class WriteChunk(Chunk):
 
     def expired(self, error: DStashError) -> None:
         """Give up the items that are not settled, with the outcome as far as it is known."""
+        now = self.operation.session.wall()
         for refusing, group_places in self._votes.groups():
             acks, places = self._votes.acks - refusing, group_places
             if self._votes.is_met(acks):  # only whether the keys existed is not known
                 stored = [place for place in places if place not in self._superseded]
                 places = [place for place in places if place in self._superseded]
                 if stored:
-                    self._store(stored, acks, self.operation.deadline)
+                    self.operation.last_sends += self._store(stored, acks, now)
                 if not places:
                     continue
             is_unknown = self._is_unknown(acks)

@@ -11,6 +11,7 @@ from dstash.peer.dispatch.replies import ReplyEncoder
 from dstash.peer.supervision.refusals import Refusals
 from dstash.wire.envelope import decode
 from dstash.wire.messages import Error
+from dstash.wire.protocol import LOWEST_PROTOCOL
 from dstash.wire.replication import Hint
 
 
@@ -46,9 +47,10 @@ class Rejections:
         self._counts["malformed"] += 1
         self._refusals.note(sender, user, error, now)
         correlation = error.details.pop("correlation", None)
+        protocol = error.details.pop("protocol", LOWEST_PROTOCOL)
         if correlation is None:
             return []
-        return [self._replies.encode(Ticket(sender, correlation), Error.of(error), now)]
+        return [self._replies.encode(Ticket(sender, correlation, protocol), Error.of(error), now)]
 
     def busy(self, sender: bytes, parts: list[bytes], now: int, why: str) -> list[Reply]:
         """Reject a message of any kind before it is dispatched: its sender may retry later."""

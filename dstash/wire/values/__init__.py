@@ -102,8 +102,13 @@ class TypeRegistry:
             decode: returns an equal instance from those bytes.
 
         Raises:
-            UsageError: the code or the type is registered already, or the code is out of range.
+            UsageError: ``kind`` is no class, the code or the type is registered already, or the
+                code is out of range.
         """
+        if not isinstance(kind, type):
+            raise UsageError(
+                f"an instance of {type(kind).__name__} cannot be registered; allowed is a class"
+            )
         if type(code) is not int or not 0 <= code <= HIGHEST_USER_CODE:
             raise UsageError(
                 f"code {code!r} for {kind.__name__} is not allowed; allowed are 0 to 99"
@@ -143,6 +148,8 @@ class TypeRegistry:
         packer = self._take_packer()
         try:
             payloads = list(map(packer.pack, values))
+        except UsageError:
+            raise  # with the cause that an encoder gave it
         except ValueError as error:
             raise self._explained(error) from None
         except BufferError:
@@ -212,7 +219,7 @@ class TypeRegistry:
         try:
             self.encode(value)
         except UsageError as error:
-            raise type(error)(f"key {show_key(key)}: {error}") from None
+            raise type(error)(f"key {show_key(key)}: {error}") from error.__cause__
 
     def _decode_named(self, key: Any, payload: bytes) -> Any:
         try:
@@ -283,6 +290,13 @@ class TypeRegistry:
         depth = self._deepen(LimitError)
         try:
             encoded = extension.encode(value)
+        except DStashError:
+            raise
+        except Exception as error:
+            if extension.code > HIGHEST_USER_CODE:
+                raise
+            name, kind = type(value).__name__, type(error).__name__
+            raise UnsupportedType(f"the encoder of {name} failed: {kind}: {error}") from error
         finally:
             self._local.depth = depth
         if not isinstance(encoded, bytes):
@@ -325,8 +339,6 @@ class TypeRegistry:
         return depth
 
     def _explained(self, error: ValueError) -> Exception:
-        if isinstance(error, UsageError):
-            return error
         if "recursion" in str(error):
             return LimitError(_TOO_DEEP)
         return LimitError(f"value cannot be stored: {error}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import math
 import re
 import uuid
 from bisect import bisect_right
@@ -19,7 +20,7 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
-from dstash.errors import UnsupportedType
+from dstash.errors import LimitError, UnsupportedType
 from dstash.limits import MIB
 
 #: A date or time with a named zone, or with ``fold=1``; the offset in it is for other readers.
@@ -31,6 +32,14 @@ _CONTAINERS: Final = frozenset({list, dict, tuple, set, frozenset})
 _EXTENSION_MARKS: Final = (b"\xc7", b"\xc8", b"\xc9", b"\xd4", b"\xd5", b"\xd6", b"\xd7", b"\xd8")
 #: Bytes of payloads that are searched for extensions together.
 _SEARCHED_BYTES: Final = MIB
+
+#: The most decimal digits of an integer beyond the limit of the interpreter (4300 by default), and
+#: their bits. Time grows with the square of the digits: this many take a fraction of a second.
+_MAX_INTEGER_DIGITS: Final = 100_000
+_MAX_INTEGER_BITS: Final = 332_193
+#: Digits that the interpreter converts regardless of its limit.
+_ALWAYS_READ_DIGITS: Final = 640
+_DIGITS: Final = re.compile(r"-?[0-9]+")
 
 #: What to store in place of an instance of a subclass.
 _PLAIN: Final = (str, bytes, int, float, dict, list, set, frozenset)
@@ -68,7 +77,7 @@ def builtin_types(
         Extension(set, 106, pack_items, lambda data: set(unpack(data))),
         Extension(frozenset, 107, pack_items, lambda data: frozenset(unpack(data))),
         Extension(tuple, 108, pack_items, lambda data: tuple(unpack(data))),
-        _text(int, 109, str, int),  # only for integers beyond 64 bits
+        _text(int, 109, _write_integer, _read_integer),  # only for integers beyond 64 bits
         Extension(complex, 110, _pack_complex, _unpack_complex),
     ]
 
@@ -79,6 +88,43 @@ def _text(
     return Extension(
         kind, code, lambda value: write(value).encode(), lambda data: read(data.decode())
     )
+
+
+def _write_integer(value: int) -> str:
+    """Return an integer in decimal digits, also beyond the limit of the interpreter.
+
+    Raises:
+        LimitError: it has more digits than clients read in a short time.
+    """
+    try:
+        return str(value)
+    except ValueError:
+        if value.bit_length() > _MAX_INTEGER_BITS:
+            raise LimitError(
+                f"an int has about {value.bit_length() * math.log10(2):,.0f} digits; "
+                f"allowed are {_MAX_INTEGER_DIGITS:,}"
+            ) from None
+        return str(Decimal(value))
+
+
+def _read_integer(text: str) -> int:
+    """Return the integer of ``_write_integer``."""
+    try:
+        return int(text)
+    except ValueError:
+        if len(text) > _MAX_INTEGER_DIGITS + 2 or not _DIGITS.fullmatch(text):
+            raise
+        magnitude = _joined(text.removeprefix("-"))
+        return -magnitude if text.startswith("-") else magnitude
+
+
+def _joined(digits: str) -> int:
+    """Return the integer of decimal digits: halves take less time than digit by digit."""
+    if len(digits) <= _ALWAYS_READ_DIGITS:
+        return int(digits)
+    half = len(digits) // 2
+    scale: int = 10**half
+    return _joined(digits[:-half]) * scale + _joined(digits[-half:])
 
 
 def _clock_type(kind: type[dt.datetime] | type[dt.time], code: int, zoned: int) -> list[Extension]:
