@@ -3,8 +3,8 @@
 Since Linux 6.12 a thread may request the length of its time slices (``sched_runtime``, 0.1 to
 100 ms; EEVDF: Stoica and Abdel-Wahab, "Earliest Eligible Virtual Deadline First", 1995). The length
 does not change the thread's share of the CPU. But a thread with short slices that wakes up preempts
-a thread in a longer slice at once, instead of waiting for the end of that slice. A message passes
-through six threads on its way to a record and back, and may wait before each of them.
+a thread in a longer slice at once, instead of waiting for the end of that slice. A message changes
+threads six times on its way to a record and back (see ARCHITECTURE.md), and may wait each time.
 
 Earlier kernels ignore the length, and other systems have no such setting. Only the daemon of a peer
 sets it; a client leaves the threads of its process as they are.

@@ -2,7 +2,7 @@
 # Asks the peer in this container for a page of its health; the exit status is 0 if the answer is 200.
 #
 #   probe.sh healthz    all threads of the peer run
-#   probe.sh readyz     it serves requests
+#   probe.sh readyz     it is ready: it serves all kinds of requests
 #
 # A probe runs every few seconds, so it starts no Python, and takes no proxy of the environment.
 case ${DSTASH_HTTP_BIND:-*} in

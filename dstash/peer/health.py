@@ -1,4 +1,4 @@
-"""The health of a peer: whether it serves requests, why not, and its status for operators."""
+"""The health of a peer: whether it is ready, why not, and its status for operators."""
 
 from __future__ import annotations
 
@@ -93,7 +93,11 @@ class Health:
         return self._maintenance.freshness_confirmed
 
     def why_not_ready(self) -> str | None:
-        """Return None when the peer serves requests, else the reason why not."""
+        """Return None when the peer serves all kinds of requests, else the reason why not.
+
+        It may still serve some requests: with a full disk it serves reads, and deletes while the
+        reserve lasts; with a wrong clock it serves all of them by the cluster clock.
+        """
         if self.stopping:
             return "the peer is stopping"
         if self.not_ready is not None:

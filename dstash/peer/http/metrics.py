@@ -36,7 +36,7 @@ from dstash.wire.connections.connections import Connections
 _CORE_TIMEOUT_S: Final = 2.0
 _REFUSED_PREFIX: Final = "refused:"
 
-#: Gauges of ``PeerCore.status()``: name, key, description.
+#: Gauges of ``Health.status()``: name, key, description.
 _GAUGES: Final = (
     ("dstash_uptime_seconds", "uptime_s", "Seconds since the peer started."),
     ("dstash_epoch", "epoch", "Epoch of the topology that this peer uses."),
@@ -199,7 +199,9 @@ class PeerCollector(Collector):
         names = {"peer": settings.peer, "cluster": settings.cluster, "version": status["version"]}
         text = "Identity of this peer: id, cluster and version."
         yield InfoMetricFamily("dstash_peer", text, value=names)
-        yield _gauge("dstash_ready", "Whether the peer serves requests.", status["ready"])
+        yield _gauge(
+            "dstash_ready", "Whether the peer is ready, as /readyz states.", status["ready"]
+        )
         for name, key, text in _GAUGES:
             yield _gauge(name, text, status[key])
         text = "Seconds that this peer's clock is ahead of the cluster clock."
@@ -240,7 +242,7 @@ def _cluster(view: View | None, peer: str) -> Iterator[Metric]:
     paused = change is not None and change.paused
     yield _gauge("dstash_change_paused", "Whether the topology change is paused.", paused)
     bound = change.rate if change else 0
-    text = "Bytes per second that each peer may stream in a topology change; 0 without a limit."
+    text = "Bytes per second that each peer may stream in a topology change; 0: the default limit."
     yield _gauge("dstash_change_rate_bytes", text, bound)
     owned = len(view.owned_by(peer)) if view else 0
     yield _gauge("dstash_partitions", "Partitions of which this peer is a replica.", owned)
