@@ -191,6 +191,19 @@ def sort_places(keys: Sequence[Any], table: Table[Any], band: int = 1) -> dict[A
     return found
 
 
+def few_targets(groups: dict[Peers, memoryview]) -> dict[Peers, memoryview]:
+    """Return the places of a small batch with one entry for the same peers in any order.
+
+    A batch of few keys takes about as long as its requests, and any of the peers may send the
+    values. The first key decides which, so that each of them sends some.
+    """
+    united: dict[frozenset[str], tuple[Peers, array[int]]] = {}
+    for targets, places in groups.items():
+        _, all_places = united.setdefault(frozenset(targets), (targets, array("I")))
+        all_places.frombytes(places.tobytes())
+    return {targets: memoryview(places) for targets, places in united.values()}
+
+
 def group(
     encoded: Sequence[bytes], items: Sequence[T], table: Table[Any], band: int = 1
 ) -> dict[Any, list[T]]:

@@ -27,6 +27,7 @@ from dstash.types import Level, Outcome
 from dstash.version import pack, stamp_at, unpack, with_touch
 from dstash.wire import codec
 from dstash.wire.envelope import Envelope
+from dstash.wire.keys import Key
 from dstash.wire.messages import Apply, Fetch, Lookup, Put, Records
 from dstash.wire.shapes import Frame
 from tests.harness.joined import START, TYPES, Joined
@@ -56,6 +57,17 @@ def test_quorum_read_requests_one_value_and_one_digest(joined: Joined) -> None:
     joined.asked.clear()
     joined.lookup("a")
     assert sorted(envelope.message.want for _, envelope in joined.asked) == [6, 7]
+
+
+@pytest.mark.parametrize(("number", "most"), [(200, 6), (3000, 12)])
+def test_small_batch_at_quorum_asks_each_pair_of_replicas_once(number: int, most: int) -> None:
+    joined = Joined()
+    pairs: dict[Key, Any] = {f"k{place}": place for place in range(number)}
+    joined.put(pairs)
+    joined.asked.clear()
+    assert joined.lookup(*pairs) == pairs
+    assert set(kinds(joined)) == {"Lookup"}
+    assert most // 2 < len(joined.asked) <= most
 
 
 class TestDisagreement:

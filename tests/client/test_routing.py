@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dstash.client.routing import Table, group, read_table, write_table
+from dstash.client.routing import (
+    Table,
+    few_targets,
+    group,
+    read_table,
+    sort_places,
+    write_table,
+)
 from dstash.cluster.topology.topology import Change, Member, State, Topology
 from dstash.cluster.topology.view import View
 from dstash.limits import PARTITIONS
@@ -153,3 +160,16 @@ def test_group_of_large_batch_equals_that_of_small_ones(band: int) -> None:
         bands = [partition_of(key) // band for key in some]
         assert bands == sorted(bands)
     assert sorted(key for some in grouped.values() for key in some) == sorted(keys)
+
+
+@given(st.lists(st.binary(min_size=1, max_size=8), max_size=600))
+def test_few_targets_ask_the_same_peers_for_every_key(keys: list[bytes]) -> None:
+    table = read_table(view(*THREE), Level.QUORUM, "", ())
+    groups = sort_places(keys, table)
+    united = few_targets(groups)
+    assert len(united) <= 3, "pairs of three peers"
+    asked = {place: targets for targets, places in united.items() for place in places}
+    assert sorted(asked) == list(range(len(keys)))
+    for place, key in enumerate(keys):
+        assert set(asked[place]) == set(table[partition_of(key)])
+    assert list(united) == [targets for targets in groups if targets in united]

@@ -26,7 +26,7 @@ from dstash.client.operations.registers.names import has_registers
 from dstash.client.operations.registers.pacing import WINDOW as SETTLES_WINDOW
 from dstash.client.operations.registers.settles import SettlingOperation
 from dstash.client.results import undecodable_error
-from dstash.client.routing import Peers, sort_places
+from dstash.client.routing import Peers, few_targets, sort_places
 from dstash.client.session import Send, Session
 from dstash.errors import DStashError, ProtocolError
 from dstash.store.record import Record
@@ -41,6 +41,8 @@ from dstash.wire.values import Undecodable
 
 #: Neighbouring partitions whose keys are not sorted further: their pages stay in a cache.
 PARTITIONS_PER_BAND: Final = 64
+#: Up to so many keys are asked for with few requests; with more, requests that overlap save time.
+_FEW_KEYS: Final = 2048
 
 #: Plain numbers, because arithmetic with flags is slow.
 _DIGEST: Final = Want.DIGEST.value
@@ -120,6 +122,9 @@ class LookupOperation(ReconcilingOperation, SettlingOperation):
             attempt: number of earlier attempts.
         """
         table, size = self.session.read_targets(self.level), self.keys_per_chunk()
+        groups = sort_places(encoded, table, PARTITIONS_PER_BAND)
+        if len(encoded) <= _FEW_KEYS:
+            groups = few_targets(groups)
         return interleave(
             [
                 ReadChunk(
@@ -132,7 +137,7 @@ class LookupOperation(ReconcilingOperation, SettlingOperation):
                 )
                 for begin in range(0, len(places), size)
             ]
-            for targets, places in sort_places(encoded, table, PARTITIONS_PER_BAND).items()
+            for targets, places in groups.items()
         )
 
     def keys_per_chunk(self) -> int:
