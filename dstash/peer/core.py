@@ -229,6 +229,8 @@ class PeerCore:
 
     def _wait_for_registers(self, now: int) -> int:
         waits = self.registers.wakeup(now)
+        if waits is None and not self.registers.has_work:
+            return _CALM_WAIT_MS
         return _MAX_WAIT_MS if waits is None else min(waits, _MAX_WAIT_MS)
 
     def take_proposals(self) -> list[Proposal]:

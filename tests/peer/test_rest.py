@@ -79,5 +79,14 @@ def test_change_of_a_register_disturbs_no_background(
     assert isinstance(answer, Changed)
 
 
+def test_calm_peer_rests_until_its_history_has_a_sample(peer: Peer) -> None:
+    peer.now += 1000  # the history takes one
+    peer.iterate()
+    peer.now += 11
+    tick(peer)  # looks whether a task is due
+    assert peer.core.is_calm
+    assert peer.core.idle_time(peer.now) == peer.core.history.due - peer.now == 989
+
+
 def test_set_back_clock_ends_the_rest(peer: Peer) -> None:
     assert not peer.core.is_idle_at(peer.now - 1)
