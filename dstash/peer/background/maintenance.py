@@ -334,7 +334,13 @@ class Maintenance:
 
     def _end_if_switched(self, view: View) -> None:
         change = view.topology.change
-        if change is None or not change.switched or self._scheduler.running("switch"):
+        if self._scheduler.running("switch"):
+            if change is not None and change.number == self._ending[0]:
+                return
+            # That change has ended in another way. Its barrier may wait for ever: for a member that
+            # does not return.
+            self._scheduler.cancel("switch")
+        if change is None or not change.switched:
             return
         if coordinator(view) != self.replica.me or self._ending == (change.number, view.epoch):
             return

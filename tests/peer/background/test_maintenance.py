@@ -460,3 +460,20 @@ def test_end_of_a_change_is_proposed_again_in_a_topology_restored_without_it() -
     [step] = proposed(joined)
     finished = step(joined.topology)
     assert (finished.change, {member.id for member in finished.members}) == (None, set("bcd"))
+
+
+def test_barrier_of_a_change_that_ended_otherwise_does_not_delay_the_next() -> None:
+    joined = with_arriving_peer()
+    [complete] = proposed(joined)
+    switched = transitions.switch(complete(joined.topology))
+    assert switched is not None
+    joined.down = {"a", "c"}  # a quorum of the old replicas
+    joined.change(switched)
+    assert proposed(joined) == [], "the barrier waits for them"
+    assert switched.change is not None
+    later = replace(switched.change, number=switched.change.number + 7)
+    joined.change(replace(switched, epoch=later.number, change=later))
+    assert proposed(joined) == []
+    assert joined.peers["b"].maintenance._ending == (later.number, later.number)
+    joined.down = set()
+    assert len(proposed(joined)) == 1
