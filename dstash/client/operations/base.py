@@ -181,8 +181,6 @@ class Operation(Call):
         self._pending: dict[int, _Pending] = {}
         self._open: set[Chunk] = set()
         self._last_heard: dict[str, int] = {}
-        #: What chunks send when the deadline has passed: hints.
-        self.last_sends: list[Send] = []
         self.stores = {}
         self._later: list[tuple[int, Chunk]] = []
         self._reasons: dict[str, str] = {}
@@ -333,8 +331,7 @@ class Operation(Call):
         """Expire the call, start delayed chunks and time out requests, if due."""
         if now >= self.deadline:
             self._expire(now)
-            sends, self.last_sends = self.last_sends, []
-            return sends
+            return []
         sends = self.session.probes(now)
         if self._later and not self._pending:
             sends += self.session.view_request(now)

@@ -602,14 +602,13 @@ class WriteChunk(Chunk):
 
     def expired(self, error: DStashError) -> None:
         """Give up the items that are not settled, with the outcome as far as it is known."""
-        now = self.operation.session.wall()
         for refusing, group_places in self._votes.groups():
             acks, places = self._votes.acks - refusing, group_places
             if self._votes.is_met(acks):  # only whether the keys existed is not known
                 stored = [place for place in places if place not in self._superseded]
                 places = [place for place in places if place in self._superseded]
                 if stored:
-                    self.operation.last_sends += self._store(stored, acks, now)
+                    self._store(stored, acks, self.operation.deadline)
                 if not places:
                     continue
             is_unknown = self._is_unknown(acks)
