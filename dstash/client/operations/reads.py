@@ -41,7 +41,8 @@ from dstash.wire.values import Undecodable
 
 #: Neighbouring partitions whose keys are not sorted further: their pages stay in a cache.
 PARTITIONS_PER_BAND: Final = 64
-#: Up to so many keys are asked for with few requests; with more, requests that overlap save time.
+#: At quorum, up to so many keys are asked for with few requests; with more, requests that overlap
+#: save time.
 _FEW_KEYS: Final = 2048
 
 #: Plain numbers, because arithmetic with flags is slow.
@@ -123,7 +124,7 @@ class LookupOperation(ReconcilingOperation, SettlingOperation):
         """
         table, size = self.session.read_targets(self.level), self.keys_per_chunk()
         groups = sort_places(encoded, table, PARTITIONS_PER_BAND)
-        if len(encoded) <= _FEW_KEYS:
+        if self.level is Level.QUORUM and len(encoded) <= _FEW_KEYS:
             groups = few_targets(groups)
         return interleave(
             [
