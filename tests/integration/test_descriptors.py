@@ -108,7 +108,7 @@ def test_calls_of_many_threads_use_half_of_the_descriptors(trio: Peers) -> None:
 
         assert at_once(100, call) == []
         assert before < most[0] < before + LIMIT // 2, most
-        time.sleep(1)
+        time.sleep(1)  # longer than a channel may be idle here
         assert client.lookup("many", "k", read="all", timeout=9) == 1
         wanted = before + lender.KEPT_CHANNELS * 12
         for _ in range(200):  # ZeroMQ closes sockets in the background
@@ -251,7 +251,7 @@ def test_half_open_connections_leave_nothing(trio: Peers) -> None:
         from dstash.wire.sockets import Context, Poller
         context = Context()
         context.socket(5).close()  # starts the threads
-        time.sleep(0.5)
+        time.sleep(0.5)  # until they have opened their descriptors, which is not observable
         links = Links(context, Poller(), lambda: [b"greeting"])
         before = descriptors()
         for free in range(4):

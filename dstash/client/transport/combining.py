@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from dstash.client.local.batches import ASK
+from dstash.client.transport.waiting import WaitingThread
 
 #: Two threads work at the same time, so that few calls wait; only one while that many others wait.
 _MOST_LEADERS: Final = 2
@@ -24,32 +25,23 @@ _MOST_CALLS: Final = 64
 _MAX_LEAD_S: Final = 0.5
 
 
-class WaitingCall:
+class WaitingCall(WaitingThread):
     """A call of one thread.
 
     Args:
         wanted: its arguments.
+        thread: that makes it.
     """
 
-    __slots__ = ("_claim", "leads", "outcome", "thread", "wanted", "woken")
+    __slots__ = ("leads", "outcome", "wanted")
 
     def __init__(self, wanted: Any, thread: int) -> None:
+        super().__init__(thread)
         self.wanted = wanted
-        self.thread = thread
         #: What it returns; ``ASK`` if it must be made in another way.
         self.outcome: Any = ASK
         #: Whether its thread was woken to lead.
         self.leads = False
-        self.woken = threading.Lock()
-        self._claim = [None]
-
-    def claim(self) -> bool:
-        """Decide what happens with the call; true for the first of several threads."""
-        try:
-            self._claim.pop()
-        except IndexError:
-            return False
-        return True
 
 
 class Combiner:

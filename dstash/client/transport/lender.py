@@ -17,6 +17,7 @@ from typing import Final
 
 from dstash.client.session import Session
 from dstash.client.transport.channel import Channel
+from dstash.client.transport.waiting import WaitingThread
 from dstash.errors import ClosedError, TimedOut
 from dstash.waker import open_files_limit
 
@@ -35,30 +36,20 @@ MAX_IDLE_S: Final = 30.0
 _CHECK_INTERVAL_S: Final = 0.25
 
 
-class _WaitingCall:
+class _WaitingCall(WaitingThread):
     """A call that waits for a channel.
 
     Args:
         thread: that makes it.
     """
 
-    __slots__ = ("_claim", "channel", "thread", "woken")
+    __slots__ = ("channel",)
 
     def __init__(self, thread: int) -> None:
-        self.thread = thread
+        super().__init__(thread)
         #: The channel for it; None if the client was closed.
         self.channel: Channel | None = None
-        self.woken = threading.Lock()
         self.woken.acquire()
-        self._claim = [None]
-
-    def claim(self) -> bool:
-        """Decide what happens with the call; true for the first of several threads."""
-        try:
-            self._claim.pop()
-        except IndexError:
-            return False
-        return True
 
 
 class Lender:
@@ -104,7 +95,7 @@ class Lender:
         call = _WaitingCall(thread)
         try:
             return self._await(call, deadline)
-        except BaseException:
+        except BaseException:  # an interrupt too: a channel that was handed over must not get lost
             if not call.claim() and call.channel is not None:
                 self.give_back(call.channel)
             raise
@@ -155,7 +146,7 @@ class Lender:
     def close_idle(self) -> bool:
         """Close the channels that no call uses now; return whether there were any."""
         is_any = False
-        with suppress(IndexError):
+        with suppress(IndexError):  # none is left, or another thread has taken it
             while True:
                 channel = self.idle.pop()
                 is_any = True
@@ -248,7 +239,7 @@ class Lender:
         The last used is used first, so that the others are at the start, in the order of time.
         """
         idle = self.idle
-        with suppress(IndexError):
+        with suppress(IndexError):  # none is left, or another thread has taken it
             while idle[KEPT_CHANNELS].idle_since < latest:
                 channel = idle.pop(KEPT_CHANNELS)
                 self._channels.pop(weakref.ref(channel), None)

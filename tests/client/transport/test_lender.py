@@ -204,7 +204,7 @@ def test_many_threads_share_few_channels(monkeypatch: pytest.MonkeyPatch) -> Non
             if id(channel) in used:
                 shared.append(channel)
             used.add(id(channel))
-            time.sleep(0)
+            time.sleep(0)  # other threads run meanwhile
             used.discard(id(channel))
             made.lender.give_back(channel)
 
