@@ -78,9 +78,11 @@ class Write:
     it. ``replacements`` are (storage key, record or None) pairs, known to be correct: each replaces
     the stored record if that is still corrupt.
 
-    A stored record with a stamp above ``latest`` is a future record, and every record above
-    ``acked`` replaces it. The same holds for a stored record with a version in ``replaces``. It may
-    have replaced an acked record itself, which is not above ``acked``: an older one must not win.
+    A stored record with a stamp above ``latest`` is a future record, and so is one with a version
+    in ``replaces``. It may have replaced an acked record itself, and an older one must not win: so
+    a record takes its place only if it is above the stamp that ``acked`` has for the version of the
+    future record, and if ``acked`` has none, the version is contested. ``acked`` is None if the
+    writer knows what all replicas hold.
 
     ``version`` is the version of all entries if they share one, as in the write of a client. If it
     is above every stored version, the stored records are not read. ``report_existed``: whether to
@@ -113,7 +115,7 @@ class Write:
     promises: Mapping[int, Stamp] = field(default_factory=dict)
     may_spend_reserve: bool = False
     latest: Stamp = MAX_STAMP
-    acked: Stamp = 0
+    acked: Mapping[Version, Stamp] | None = None
     replaces: frozenset[Version] = frozenset()
     is_dropped: Callable[[bytes, bytes], bool] | None = None
     votes: Prepares | Accepts | None = None
@@ -138,6 +140,8 @@ class Merged:
     ``corrupt``: the stored record is corrupt. ``past``: the entry is new here, but not above the
     horizon. ``promised``: the entry is new here, but not above a promise of this peer.
     ``preempted``: the entry is a register, and a later round of it is promised here.
+    ``contested``: the stored record, whose version is given, is a future record, and it is not
+    known yet which stamps a quorum has acked.
 
     ``votes`` has the answer for each key of the ``votes`` of the write. ``registers`` is the number
     of registers and promises that were stored.
@@ -149,6 +153,7 @@ class Merged:
     """
 
     superseded: list[tuple[int, Version]] = field(default_factory=list)
+    contested: list[tuple[int, Version]] = field(default_factory=list)
     corrupt: list[int] = field(default_factory=list)
     past: list[int] = field(default_factory=list)
     promised: list[int] = field(default_factory=list)

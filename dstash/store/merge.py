@@ -38,7 +38,15 @@ from dstash.store.register.votes import (
     rest,
     take_earlier,
 )
-from dstash.version import Stamp, Version, is_later_write, newest_stamp, write_of, write_stamp
+from dstash.version import (
+    MAX_STAMP,
+    Stamp,
+    Version,
+    is_later_write,
+    newest_stamp,
+    write_of,
+    write_stamp,
+)
 
 
 def merge(
@@ -186,6 +194,9 @@ def _merge_all(transaction: Transaction, write: Write) -> Merged:
                 merged.superseded.append((position, version))
                 continue
             if outranks(stored, record) and not _is_replaced(write, version, record):
+                if _is_contested(write, version):
+                    merged.contested.append((position, version))
+                    continue
                 merged.superseded.append((position, version))
                 if write.report_existed and _is_overtaken(write, storage_key, stored):
                     merged.existed[position] = UNSURE
@@ -227,8 +238,20 @@ def _is_guarded(write: Write) -> bool:
 
 def _is_replaced(write: Write, stored: Version, record: bytes) -> bool:
     """Whether a stored version is that of a future record, which a record of a write replaces."""
-    is_future = newest_stamp(stored) > write.latest or stored in write.replaces
-    return is_future and newest_stamp(version_of(record)) > write.acked
+    if not _is_future(write, stored):
+        return False
+    acked = 0 if write.acked is None else write.acked.get(stored, MAX_STAMP)
+    return newest_stamp(version_of(record)) > acked
+
+
+def _is_contested(write: Write, stored: Version) -> bool:
+    """Whether a version is that of a future record, and what was acked before is not known yet."""
+    is_unknown = write.acked is not None and stored not in write.acked
+    return is_unknown and _is_future(write, stored)
+
+
+def _is_future(write: Write, stored: Version) -> bool:
+    return newest_stamp(stored) > write.latest or stored in write.replaces
 
 
 def _is_up_to_date(write: Write, storage_key: bytes, stored: bytes, record: bytes) -> bool:

@@ -151,7 +151,7 @@ class TestClockReading:
 
 
 class TestFutureVersions:
-    """A future version on one replica is replaced at once."""
+    """A future version on one replica delays no write of a quorum, and is replaced."""
 
     @pytest.mark.parametrize("ahead", [3000, HOUR])
     def test_version_of_a_fast_peer_is_replaced(self, ahead: int) -> None:
@@ -161,10 +161,26 @@ class TestFutureVersions:
         began = joined.now
         assert joined.put({"k": "first"}).ok
         assert joined.now - began < 200
-        assert [value_of(joined.record(peer, "k")) for peer in "abc"] == ["first"] * 3
-        assert [moment_of(joined.record(peer, "k")) for peer in "abc"] == [began - START] * 3
-        assert joined.put({"k": "second"}).ok
+        assert [value_of(joined.record(peer, "k")) for peer in "bc"] == ["first"] * 2
+        assert [moment_of(joined.record(peer, "k")) for peer in "bc"] == [began - START] * 2
+        assert joined.put({"k": "second"}, "all").ok
+        assert joined.now - began < 2000
         assert [value_of(joined.record(peer, "k")) for peer in "abc"] == ["second"] * 3
+        assert moment_of(joined.record("a", "k")) < began - START + 2000
+
+    def test_future_record_that_may_hide_an_acked_one_is_not_replaced(self) -> None:
+        """The other replica that acked it is down, and was asked for its present before that."""
+        joined = joined_at_rest()
+        pass_time(joined)
+        joined.session = session_of(joined, a=0, b=0, c=0)
+        joined.silent = {"c"}
+        assert joined.put({"k": "acked"}).ok
+        joined.silent = set()
+        joined.alter("b", "k", lambda record: at(joined, record, joined.now + HOUR, "future"))
+        joined.down = {"a"}
+        joined.session = session_of(joined, b=-3000, c=-3000)
+        assert not joined.put({"k": "later"}, timeout=1000).ok, "it would lose to the acked one"
+        assert value_of(joined.record("b", "k")) == "future"
 
     def test_old_clock_readings_do_not_outvote_peers_that_reject(self) -> None:
         joined = Joined("abcde", pace=Pace(10**9, 10**9, 0))
@@ -180,7 +196,7 @@ class TestFutureVersions:
         joined.put({"k": 1})
         cut_off_with_a_fast_clock(joined, "a", HOUR)
         joined.session = session_of(joined, a=HOUR, b=HOUR)
-        assert joined.delete("k").ok
+        assert joined.delete("k", level="all").ok
         assert len({joined.record(peer, "k") for peer in "abc"}) == 1
 
     @pytest.mark.parametrize("level", ["quorum", "all"])
@@ -288,7 +304,7 @@ class TestFutureVersions:
             joined.alter(peer, "k", lambda record: at(joined, record, joined.now + HOUR, "now"))
             joined.stores[peer].high_water = present
             clock = joined.peers[peer].clock
-            clock.note_present(other, present, clock.era)
+            clock.note_present(other, present, clock.asks_present())
         for avoided in "abcabc":
             joined.session = session_of(joined, a=0, b=0, c=0)
             joined.session.suspect(avoided, joined.now + 10**9)

@@ -169,8 +169,8 @@ class Joined:
     def run(self, operation: Operation, begun: Iterable[Send] = ()) -> Any:
         """Run a call to its end; time passes only when no message is left.
 
-        Late answers to an earlier call are read first, as from a connection. ``begun`` has the
-        requests that the call has sent before.
+        When it does, the peers exchange messages, too. Late answers to an earlier call are read
+        first, as from a connection. ``begun`` has the requests that the call has sent before.
         """
         sends: deque[Send] = deque(begun)
         while not operation.done:
@@ -180,6 +180,7 @@ class Joined:
                 self._move(operation, sends)
             if not operation.done and not operation.hungry:
                 self.now = max(self.now, operation.wakeup())
+                self.settle()
                 sends.extend(operation.tick(self.now))
         return operation.result()
 

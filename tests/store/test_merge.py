@@ -271,13 +271,17 @@ def test_write_above_the_ceiling_replaces_records_unread() -> None:
 
 @pytest.mark.parametrize("named", [True, False])
 def test_future_record_loses_only_to_writes_above_the_acked_stamps(named: bool) -> None:
-    for stamp, is_taken in ((5, False), (6, True)):
+    for stamp, is_known, is_taken in ((5, True, False), (6, True, True), (6, False, False)):
         store = TwinStore()
         future = put(100)
         store.commit([Write([future], NOW)])
-        replaces = frozenset([version_of(future[1])]) if named else frozenset()
-        write = Write([put(stamp)], NOW, acked=5, replaces=replaces)
+        version = version_of(future[1])
+        replaces = frozenset([version]) if named else frozenset()
+        acked = {version: 5} if is_known else {}
+        write = Write([put(stamp)], NOW, acked=acked, replaces=replaces)
         write.latest = MAX_STAMP if named else 50
         [result] = store.commit([write])
         assert (store.records[future[0]] == put(stamp)[1]) is is_taken
-        assert [place for place, _ in result.superseded] == ([] if is_taken else [0])
+        is_old = is_known and not is_taken
+        assert result.superseded == ([(0, version)] if is_old else [])
+        assert result.contested == ([] if is_known else [(0, version)])

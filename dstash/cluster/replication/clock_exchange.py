@@ -17,9 +17,9 @@ def ask_clock(clock: ClusterClock, peer: str) -> Generator[Effect, Any, None]:
 
     A member of the previous version rejects the request: its clock counts, its present does not.
     """
-    era = clock.era
+    request = clock.asks_present()
     try:
         reply = yield from ask(peer, ClockRequest(), ClockReply)
     except DStashError:
         return  # the next round asks again
-    clock.note_present(peer, reply.present, era)
+    clock.note_present(peer, reply.present, request)

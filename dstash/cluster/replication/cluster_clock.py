@@ -18,6 +18,11 @@ fewer members than a majority, so a record below this bound may be that of an ac
 older write may replace even if the median of clocks has stepped back. Below these bounds a peer
 decides nothing until it has asked the other members.
 
+A record from the future may itself have replaced an acked record, whose stamp is not stored. So
+before a write with a lower stamp takes its place, the peer asks what the others hold, and counts
+only answers to that: a member may have acked a write after an earlier answer, and have died since.
+See ``contest``.
+
 The reading of a clock is that of Cristian, "Probabilistic Clock Synchronization" (1989).
 """
 
@@ -27,7 +32,7 @@ from collections.abc import Callable, Collection
 from statistics import median_low
 from typing import Final
 
-from dstash.version import MAX_STAMP, Stamp, stamp_at, stamp_milliseconds
+from dstash.version import MAX_STAMP, Stamp, Version, stamp_at, stamp_milliseconds
 
 #: A peer calls ``advance`` more often than this. After a longer step of its clock, the process
 #: was stopped or the clock was set, and the offsets of other clocks are no longer valid.
@@ -38,6 +43,11 @@ _MAX_STEP_MS: Final = 1500
 #: deadlines are ahead by more than half of the step.
 _LONG_STEP_MS: Final = 10 * 60_000
 _TRANSIT_MS: Final = 2 * 60_000
+
+#: How many contested versions are remembered, and how long (milliseconds): longer than a call
+#: retries. A version that was forgotten is contested again.
+_MOST_CONTESTED: Final = 256
+_CONTESTED_MS: Final = 60_000
 
 #: How far stamps may be ahead of the newest stamp that a majority of members hold.
 _MARGIN_MS: Final = 10
@@ -79,6 +89,12 @@ class ClusterClock:
         self._presents: dict[str, Stamp] = {}
         #: Members whose present was read in this era.
         self._fresh: set[str] = set()
+        #: How many presents were asked for, ever and when this era began; and by member, the number
+        #: of the last request that was answered.
+        self._asked = self._asked_before_era = 0
+        self._answered: dict[str, int] = {}
+        #: By version, how many presents had been asked for when it was contested, and the time.
+        self._contested: dict[Version, tuple[int, int]] = {}
         #: Derived from these, because every commit reads it: how many other members hold data, how
         #: many of them are down and have never replied, and the presents of the others, highest
         #: first: all known ones, and those that were read in this era.
@@ -119,6 +135,7 @@ class ClusterClock:
         self._alive = alive
         self._offsets = {peer: ms for peer, ms in self._offsets.items() if peer in self._members}
         self._presents = {peer: at for peer, at in self._presents.items() if peer in self._members}
+        self._answered = {peer: at for peer, at in self._answered.items() if peer in self._members}
         self._measure()
         self._sort_presents()
         self._follow_median()
@@ -157,6 +174,7 @@ class ClusterClock:
 
     def _begin_era(self) -> None:
         self._era += 1
+        self._asked_before_era = self._asked
         self._sent.clear()
         self._fresh.clear()
         self._fresh_presents.clear()
@@ -198,19 +216,36 @@ class ClusterClock:
         self._measure()
         self._follow_median()
 
-    def note_present(self, peer: str, present: Stamp, era: int) -> None:
+    def asks_present(self) -> int:
+        """Return a number for a request for the present of a member, which is sent now."""
+        self._asked += 1
+        return self._asked
+
+    def note_present(self, peer: str, present: Stamp, request: int) -> None:
         """Record the newest stamp that another member holds or has promised.
 
         Args:
             peer: the member.
             present: the stamp.
-            era: the value of ``era`` when the request was sent.
+            request: the number of the request: see ``asks_present``.
         """
         if peer in self._members:
             self._presents[peer] = present
-            if era == self._era:
+            self._answered[peer] = max(request, self._answered.get(peer, 0))
+            if request > self._asked_before_era:
                 self._fresh.add(peer)
             self._sort_presents()
+
+    def contest(self, version: Version) -> None:
+        """Note that a write would take the place of a stored version from the future.
+
+        The members are asked what they hold; see ``acked_by_contested``.
+        """
+        if version not in self._contested:
+            if len(self._contested) == _MOST_CONTESTED:
+                del self._contested[next(iter(self._contested))]
+            self._contested[version] = self._asked, self._now
+        self.is_due = True
 
     def forget_unanswered(self, outstanding: Collection[int]) -> None:
         """Drop all requests except those that may still get a reply."""
@@ -278,15 +313,31 @@ class ClusterClock:
         needed = max(1, self._majority() - self._silent_holders)
         return self._held_by(needed, self._known_presents)
 
-    def newest_acked(self) -> Stamp:
-        """Return the highest stamp that a write quorum may hold, by the presents read so far.
+    def acked_by_contested(self) -> dict[Version, Stamp]:
+        """Return, by contested version, the highest stamp that a write quorum may hold.
 
-        It does not depend on clocks. Members whose present was never read may hold any stamp up to
-        this peer's own; if they are a quorum, any stamp at all.
+        It does not depend on clocks. Members that were not asked since the version was contested,
+        or have not answered, may hold any stamp up to this peer's own; if they are a quorum, any
+        stamp at all.
         """
-        unknown = self._other_holders - len(self._known_presents)
-        needed = min(self._quorum, self._majority()) - unknown
-        return MAX_STAMP if needed < 1 else self._held_by(needed, self._known_presents)
+        if not self._contested:
+            return {}
+        self._contested = {
+            version: noted
+            for version, noted in self._contested.items()
+            if 0 <= self._now - noted[1] < _CONTESTED_MS
+        }
+        bounds = {
+            asked: self._acked_since(asked) for asked in {at for at, _ in self._contested.values()}
+        }
+        return {version: bounds[asked] for version, (asked, _) in self._contested.items()}
+
+    def _acked_since(self, asked: int) -> Stamp:
+        others = self._holders - {self._me}
+        answered = [peer for peer in others if self._answered.get(peer, 0) > asked]
+        needed = min(self._quorum, self._majority()) - (len(others) - len(answered))
+        presents = sorted((self._presents[peer] for peer in answered), reverse=True)
+        return MAX_STAMP if needed < 1 else self._held_by(needed, presents)
 
     def _majority(self) -> int:
         return len(self._holders) // 2 + 1

@@ -70,6 +70,8 @@ _TOO_LATE: Final = "the record is too old: tombstones of its time may have been 
 #: The error of a record that must wait until replicas have agreed on a horizon.
 _AGREEING: Final = "replicas are agreeing on a horizon; retry in a moment"
 
+#: The error of a client's record whose key has a future record here.
+_CONTESTED: Final = "a record from the future is stored; other replicas are asked what they hold"
 #: The error of a register that a promise forbids.
 _PREEMPTED: Final = "this replica has promised a later round of the register"
 
@@ -107,6 +109,8 @@ class Commit:
     corrupt: list[bytes] = field(default_factory=list)
     #: Storage keys of registers that were not merged, because a later round is promised here.
     preempted: list[bytes] = field(default_factory=list)
+    #: Versions of future records that writes of clients would replace.
+    contested: list[Version] = field(default_factory=list)
     #: How many puts of one key were stored whose record was made on arrival.
     plain: int = 0
     #: Whether versions were refused because they are from the future.
@@ -172,7 +176,7 @@ class Commit:
     @property
     def leaves_work(self) -> bool:
         """Whether a task of the peer waits for it, or has to repair what was not stored."""
-        return bool(self.done or self.corrupt or self.preempted or self.skewed)
+        return bool(self.done or self.corrupt or self.preempted or self.skewed or self.contested)
 
     def note(self, took: float, sync: float) -> None:
         """Note in traced requests how long (seconds) the commit and its sync took."""
@@ -221,7 +225,8 @@ class Commit:
             self.replies.append((waiting.ticket, Error.of(error)))
 
     def _accept(self, waiting: WaitingWrite, prepared: Prepared, merged: Merged) -> None:
-        if waiting.entry is not None and not (merged.superseded or merged.corrupt):
+        is_stored = not (merged.superseded or merged.corrupt or merged.contested)
+        if waiting.entry is not None and is_stored:
             self.plain += 1
             self.changed.append(waiting.entry[0])
             self.sizes.append(1)
@@ -235,6 +240,7 @@ class Commit:
         self.skewed = self.skewed or bool({ClockSkew.code, Busy.code} & codes)
         self.corrupt += [write.entries[place][0] for place in merged.corrupt]
         self.corrupt += corrupt_keys(write, merged)
+        self.contested += [version for _, version in merged.contested]
         self.preempted += [write.entries[place][0] for place in merged.preempted]
         if self.recent is not None and not isinstance(waiting.message, Put | Delete):
             self.recent.note(write.entries, merged.existed, self.rules.now)
@@ -346,6 +352,7 @@ def _answer(message: Message, prepared: Prepared, merged: Merged, *, lacks_data:
     rejected = [[places[place], 0, version] for place, version in merged.superseded]
     rejected += [_superseded_by_corrupt(message, prepared, place) for place in merged.corrupt]
     rejected += [[places[place], Busy.code, _AGREEING] for place in merged.promised]
+    rejected += [[places[place], Busy.code, _CONTESTED] for place, _ in merged.contested]
     rejected += [[places[place], Preempted.code, _PREEMPTED] for place in merged.preempted]
     if isinstance(message, Apply):  # repairs need no ack
         rejected += [[places[place], BelowFloor.code, _TOO_LATE] for place in merged.past]

@@ -82,7 +82,7 @@ class GroupCommit:
                 has_room=has_room,
                 upper_bound=store.high_water,
                 latest=clock.highest_acked(),
-                acked=clock.newest_acked(),
+                acked=clock.acked_by_contested(),
                 floors=floors,
             )
             return Commit(group, rules, recent=self.recent_deletes)
@@ -108,7 +108,7 @@ class GroupCommit:
             has_spare=has_room or store.has_room(reserve // 2),
             upper_bound=store.high_water,
             latest=clock.highest_acked(),
-            acked=clock.newest_acked(),
+            acked=clock.acked_by_contested(),
             floors=floors,
             bounds=bounds,
             life=local_partitions.lineage.current,
@@ -125,6 +125,8 @@ class GroupCommit:
         """
         # A majority may hold later stamps by now: the client retries in a moment.
         self._clock.is_due = self._clock.is_due or commit.skewed
+        for version in commit.contested:
+            self._clock.contest(version)
         self._local_partitions.changed_keys(commit.changed, now)
         self._local_partitions.corruption.report(commit.corrupt)
         self.preempted.update(commit.preempted)

@@ -14,7 +14,7 @@ from dstash.store.interface import Write
 from dstash.store.record import partition_of, split_storage_key
 from dstash.store.register.voter import Bounds
 from dstash.types import RecordFlag
-from dstash.version import MAX_STAMP, Stamp, newest_stamp, stamp_milliseconds
+from dstash.version import MAX_STAMP, Stamp, Version, newest_stamp, stamp_milliseconds
 
 #: A plain number: arithmetic with flags takes longer than to check the record.
 TOMBSTONE: Final = RecordFlag.TOMBSTONE.value
@@ -24,6 +24,7 @@ Rejected = list[list[Any]]
 
 
 _NO_PROMISES: Final[Mapping[int, Stamp]] = {}
+_NONE_CONTESTED: Final[Mapping[Version, Stamp]] = {}
 
 
 class Rules(NamedTuple):
@@ -32,8 +33,8 @@ class Rules(NamedTuple):
     ``present``: the time (milliseconds since 1970) that versions are compared with; a version is
     at most ``max_skew`` ahead of it. It is not ``now``, because this peer's clock may be wrong.
     Stamps above ``latest`` are certainly from the future: they are refused, and a stored record
-    with such a stamp loses to writes of clients above ``acked``, which bounds the stamps of acked
-    writes. Between the two, this peer cannot decide yet.
+    with such a stamp loses to writes of clients above the stamp that ``acked`` has for its version:
+    see ``ClusterClock.acked_by_contested``. Between the two, this peer cannot decide yet.
     ``floor``: the highest horizon. Writes of clients up to it are refused, even if they arrived
     before it was set. ``promises`` (by partition): repairs stamped up to this must wait.
     ``horizons`` (by partition): tombstones up to this may have been dropped. See
@@ -58,7 +59,7 @@ class Rules(NamedTuple):
     has_spare: bool = True
     upper_bound: Stamp = MAX_STAMP
     latest: Stamp = MAX_STAMP
-    acked: Stamp = 0
+    acked: Mapping[Version, Stamp] = _NONE_CONTESTED
     floors: Floors = Floors()
     bounds: Bounds | None = None
     life: Life = Life(0, 0, 0)

@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dstash.cluster.replication.cluster_clock import ClusterClock
-from dstash.version import MAX_STAMP, stamp_at, stamp_milliseconds
+from dstash.version import MAX_STAMP, pack, stamp_at, stamp_milliseconds
 
 NOW = 1_700_000_000_000
 SKEW = 500
 HOUR = 3_600_000
+VERSION = pack(1, b"abcd")
 
 
 def clock_of(
@@ -112,7 +113,7 @@ def test_forward_clock_step_is_distrusted_until_clocks_are_read_again() -> None:
 def test_clocks_of_removed_members_are_dropped() -> None:
     clock = clock_of()
     read(clock, b=-HOUR, c=-HOUR)
-    clock.note_present("b", stamp_at(NOW + HOUR), clock.era)
+    clock.note_present("b", stamp_at(NOW + HOUR), clock.asks_present())
     clock.install({"a", "d"}, {"a", "d"}, frozenset("ad"), 2)
     assert not clock.knows_majority
     assert clock.confirmed() == 0
@@ -126,16 +127,16 @@ class TestHighestPossible:
         assert clock.highest_possible() == MAX_STAMP
         read(clock, b=0, c=0)
         assert clock.highest_possible() == MAX_STAMP, "the others may hold anything"
-        clock.note_present("b", stamp_at(NOW), clock.era)
+        clock.note_present("b", stamp_at(NOW), clock.asks_present())
         assert stamp_milliseconds(clock.highest_possible()) == NOW + HOUR + 10, "c may hold as much"
-        clock.note_present("c", stamp_at(NOW), clock.era)
+        clock.note_present("c", stamp_at(NOW), clock.asks_present())
         assert clock.highest_possible() == clock.latest()
 
     def test_unread_clock_may_be_ahead(self) -> None:
         clock = clock_of(present=stamp_at(NOW))
         read(clock, b=3000)
         for peer in "bc":
-            clock.note_present(peer, stamp_at(NOW), clock.era)
+            clock.note_present(peer, stamp_at(NOW), clock.asks_present())
         assert stamp_milliseconds(clock.latest()) == NOW + SKEW
         assert stamp_milliseconds(clock.highest_possible()) == NOW + 3000 + SKEW
         read(clock, c=0)
@@ -154,8 +155,8 @@ class TestHighestPossible:
         ahead = 0 if set_right == "own" else HOUR
         read(clock, b=ahead, c=ahead)
         for peer in "bc":
-            clock.note_present(peer, stamp_at(NOW), clock.era)
-        before = clock.era
+            clock.note_present(peer, stamp_at(NOW), clock.asks_present())
+        before = clock.asks_present()
         assert clock.highest_possible() == clock.latest()
         if set_right == "own":
             clock.advance(NOW - HOUR)
@@ -167,7 +168,7 @@ class TestHighestPossible:
             clock.note_present(peer, stamp_at(NOW), before)  # an answer from before the step
         assert clock.highest_possible() == MAX_STAMP
         for peer in "bc":
-            clock.note_present(peer, stamp_at(NOW), clock.era)
+            clock.note_present(peer, stamp_at(NOW), clock.asks_present())
         assert clock.highest_possible() == clock.latest()
 
 
@@ -177,8 +178,8 @@ class TestConfirmed:
     def test_present_is_the_stamp_held_by_a_majority(self) -> None:
         clock = clock_of(present=stamp_at(NOW + 3 * HOUR))
         read(clock, b=0, c=0)
-        clock.note_present("b", stamp_at(NOW + HOUR), clock.era)
-        clock.note_present("c", stamp_at(NOW - HOUR), clock.era)
+        clock.note_present("b", stamp_at(NOW + HOUR), clock.asks_present())
+        clock.note_present("c", stamp_at(NOW - HOUR), clock.asks_present())
         assert clock.confirmed() == stamp_at(NOW + HOUR)
         assert NOW + HOUR < stamp_milliseconds(clock.latest()) <= NOW + HOUR + 20
         assert stamp_milliseconds(clock.latest()) == clock.present_ms() + SKEW
@@ -186,20 +187,20 @@ class TestConfirmed:
     def test_present_ignores_a_stamp_held_by_a_minority(self) -> None:
         clock = clock_of(present=stamp_at(NOW + HOUR))
         read(clock, b=0, c=0)
-        clock.note_present("b", stamp_at(NOW), clock.era)
-        clock.note_present("c", stamp_at(NOW), clock.era)
+        clock.note_present("b", stamp_at(NOW), clock.asks_present())
+        clock.note_present("c", stamp_at(NOW), clock.asks_present())
         assert clock.present_ms() == NOW
         assert stamp_milliseconds(clock.latest()) == NOW + SKEW
 
     def test_present_is_unknown_without_a_majority(self) -> None:
         clock = clock_of(present=stamp_at(NOW + HOUR))
-        clock.note_present("b", stamp_at(NOW + HOUR), clock.era)
+        clock.note_present("b", stamp_at(NOW + HOUR), clock.asks_present())
         assert clock.confirmed() == 0
 
     def test_silent_member_counts_as_holder_only_while_down(self) -> None:
         clock = clock_of(alive="ab")
         read(clock, b=0)
-        clock.note_present("b", stamp_at(NOW + HOUR), clock.era)
+        clock.note_present("b", stamp_at(NOW + HOUR), clock.asks_present())
         assert clock.confirmed() == stamp_at(NOW + HOUR)
         clock.install(set("abc"), set("abc"), frozenset("abc"), 2)
         assert clock.confirmed() == 0
@@ -225,21 +226,43 @@ def test_stamp_held_by_write_quorum_is_kept_without_majority() -> None:
     clock = clock_of("abcde", present=stamp_at(NOW + HOUR))
     read(clock, b=0, c=0, d=0, e=0)
     for peer in "bcde":
-        clock.note_present(peer, stamp_at(NOW), clock.era)
+        clock.note_present(peer, stamp_at(NOW), clock.asks_present())
     assert clock.highest_acked() == clock.latest()
-    clock.note_present("e", stamp_at(NOW + HOUR), clock.era)
+    clock.note_present("e", stamp_at(NOW + HOUR), clock.asks_present())
     assert clock.confirmed() == stamp_at(NOW)
     assert clock.highest_possible() == clock.latest(), "it is from the future"
     assert clock.highest_acked() >= stamp_at(NOW + HOUR), "two replicas of three may have acked it"
 
 
-def test_newest_acked_stamp_is_what_a_write_quorum_may_hold() -> None:
+def test_contested_version_has_the_stamp_that_a_write_quorum_may_hold() -> None:
     clock = clock_of("abc", present=stamp_at(NOW + HOUR))
-    assert clock.newest_acked() == MAX_STAMP, "both others may hold any stamp"
-    clock.note_present("b", stamp_at(NOW), clock.era)
-    assert clock.newest_acked() == stamp_at(NOW + HOUR), "the third may hold it"
-    clock.note_present("c", stamp_at(NOW - 5), clock.era)
-    assert clock.newest_acked() == stamp_at(NOW)
+    for peer in "bc":
+        clock.note_present(peer, stamp_at(NOW - 9), clock.asks_present())
+    early = clock.asks_present()
+    assert clock.acked_by_contested() == {}
+    clock.is_due = False
+    clock.contest(VERSION)
+    assert clock.is_due
+    assert clock.acked_by_contested() == {VERSION: MAX_STAMP}, "they may have acked writes since"
+    clock.note_present("b", stamp_at(NOW - 8), early)
+    assert clock.acked_by_contested() == {VERSION: MAX_STAMP}, "it was asked before"
+    clock.note_present("b", stamp_at(NOW), clock.asks_present())
+    assert clock.acked_by_contested() == {VERSION: stamp_at(NOW + HOUR)}, "the third may hold it"
+    clock.note_present("c", stamp_at(NOW - 5), clock.asks_present())
+    assert clock.acked_by_contested() == {VERSION: stamp_at(NOW)}
+    clock.contest(VERSION)
+    assert clock.acked_by_contested() == {VERSION: stamp_at(NOW)}, "it was contested before"
+
+
+def test_contested_versions_are_forgotten() -> None:
+    clock = clock_of("abc")
+    clock.contest(VERSION)
+    others = [pack(stamp, b"othr") for stamp in range(256)]
+    for version in others:
+        clock.contest(version)
+    assert clock.acked_by_contested().keys() == set(others), "the oldest makes room"
+    clock.advance(NOW + 61_000)
+    assert clock.acked_by_contested() == {}
 
 
 def test_removed_member_that_moves_the_median_begins_an_era() -> None:
@@ -270,7 +293,7 @@ def test_confirmed_is_the_highest_stamp_that_enough_holders_have(
     clock.install(set("abcde"), holders, frozenset(alive), 2)
     read(clock, **offsets)
     for peer, present in presents.items():
-        clock.note_present(peer, present, clock.era)
+        clock.note_present(peer, present, clock.asks_present())
     silent = {peer for peer in holders - presents.keys() - {"a"} if peer not in alive}
     needed = max(1, len(holders) // 2 + 1 - len(silent))
     stamps = presents | {"a": own}
@@ -288,7 +311,7 @@ def test_median_that_moves_in_small_steps_begins_an_era(moved_by: str) -> None:
     clock = clock_of("abcde")
     read(clock, b=0, c=400, d=400, e=400)
     for peer in "bcde":
-        clock.note_present(peer, stamp_at(NOW), clock.era)
+        clock.note_present(peer, stamp_at(NOW), clock.asks_present())
     acked = clock.latest()  # by a client whose clock is ahead, after presents were read
     era = clock.era
     read(clock, c=100, d=100, e=100)
