@@ -639,6 +639,16 @@ class TestFutureEpochs:
         assert isinstance(answer, Error)
         assert isinstance(answer.error(), NotReady)
 
+    def test_epoch_that_no_peer_knows_any_more_is_passed(self, peer: Peer) -> None:
+        for epoch in (EPOCH + 7, EPOCH + 8):  # the second one is passed, too, or waits
+            assert peer.ask(put(b"k"), epoch=epoch) is None
+            peer.now += 5000
+            peer.iterate()
+        [step] = peer.core.take_proposals()
+        later = step(topology())
+        assert later is not None
+        assert later.epoch > EPOCH + 7
+
     def test_waiting_requests_are_limited(self, peer: Peer) -> None:
         frames = encode(Envelope(7, EPOCH + 1, 0, Lookup("i", 1, keys(b"k"))))
         replies = [

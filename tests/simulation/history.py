@@ -13,7 +13,10 @@ from dstash.client.results import BatchResult
 from dstash.client.session import Send
 from dstash.cluster.topology.indexes.settings import IndexSettings
 from dstash.errors import DStashError, TimedOut
-from dstash.store.record import Record, open_record
+from dstash.peer.admission.writes import Internal
+from dstash.peer.commits.commit import Commit
+from dstash.peer.core import AnyCommit
+from dstash.store.record import Record, open_record, version_of
 from dstash.types import NEVER, Level, Outcome
 from dstash.version import Version
 from dstash.wire.keys import Key
@@ -178,6 +181,8 @@ class History:
     steps: dict[str, list[Step]] = field(default_factory=dict)
     #: By peer, the spans (microseconds) in which it judged stamps by its own clock alone.
     alone: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    #: The versions that peers gave to records from the future.
+    restamped: set[Version] = field(default_factory=set)
     #: How many calls on registers have not ended.
     open_registers: int = 0
     #: Failures that no call may have.
@@ -196,6 +201,13 @@ class History:
             spans[-1] = spans[-1][0], now
         else:
             spans.append((now, now))
+
+    def note_restamped(self, commit: AnyCommit) -> None:
+        """Record the versions that a commit gives to records from the future."""
+        for waiting in commit.waiting if isinstance(commit, Commit) else ():
+            if isinstance(waiting.message, Internal) and waiting.message.merge.replaces:
+                entries = waiting.message.merge.entries
+                self.restamped.update(version_of(record) for _, record in entries)
 
     def counts(self) -> dict[str, int]:
         """Return the number of writes by outcome, and the number of answered reads."""

@@ -392,6 +392,7 @@ class Node:
         core = self.core
         if core is None:
             return
+        self.world.history.note_restamped(commit)
         self.world.run_commit(self, commit)
         self._committing = None
         self._send(core.committed(commit, self.clock()))

@@ -24,6 +24,8 @@ KEPT: Final = b"topology"
 RESTORED_JUMP: Final = 1 << 20
 #: The highest random number that is added to it.
 MAX_FURTHER: Final = (1 << 16) - 1
+#: How far an epoch of a client may be ahead, at most: more is not that of a topology that was lost.
+_MAX_AHEAD: Final = 64 * RESTORED_JUMP
 
 
 def member_of(announcement: Announcement, state: State = State.ACTIVE) -> Member:
@@ -124,6 +126,24 @@ def restore(
     """
     epoch = max(last.epoch, lost.epoch if lost else 0, above) + RESTORED_JUMP + further
     return confirm(replace(last, epoch=epoch, restored=Restored(last.epoch)), peer)
+
+
+def restore_above(topology: Topology, peer: str, epoch: int) -> Topology | None:
+    """Return the topology above an epoch that clients have; None if that is not needed.
+
+    Members that had a topology of that epoch have lost it: their disks were full, and they were
+    killed. Clients do not go back to an earlier epoch, so they could not use the cluster any more.
+    A member that has a later topology after all does not confirm this one: it restores its own.
+
+    Args:
+        topology: the topology that the membership has.
+        peer: the peer that restores it.
+        epoch: an epoch that no member knows.
+    """
+    is_used = topology.formed and topology.restored is None
+    if not is_used or not topology.epoch < epoch <= topology.epoch + _MAX_AHEAD:
+        return None
+    return restore(topology, None, peer, epoch)
 
 
 def confirm(topology: Topology, peer: str) -> Topology:

@@ -31,6 +31,7 @@ from dstash.cluster.replication.tombstone_gc import (
 from dstash.cluster.replication.transfer import ask
 from dstash.cluster.topology import transitions
 from dstash.cluster.topology.drop_steps import with_swept, without_settled
+from dstash.cluster.topology.joining import restore_above
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.transitions import Proposal
 from dstash.cluster.topology.view import View
@@ -62,6 +63,8 @@ _CORRUPT_REPAIR_PAUSE_MS: Final = 1000
 _REMOVE_PAUSE_MS: Final = 2000
 #: How often (milliseconds) members are asked how far they are with drops.
 _DROPS_MS: Final = 2000
+#: How long (milliseconds) to wait before another epoch of a client is passed.
+_PASS_PAUSE_MS: Final = 60_000
 #: Each round of comparison verifies every record of this many partitions: all of them in an hour.
 _SCRUBBED_PER_ROUND: Final = PARTITIONS // 360 + 1
 
@@ -103,6 +106,7 @@ class Maintenance:
         self._replay_after: dict[str, int] = {}
         self._repair_corrupt_after = 0
         self._save_after = 0
+        self._pass_after = 0
         self._remove_after = self._drops_after = self._removed_generation = 0
         self.freshness = Freshness(replica, scheduler, self.propose)
         # Once the store is complete, other peers' memories of the old store no longer count.
@@ -111,6 +115,16 @@ class Maintenance:
     def propose(self, step: Proposal) -> None:
         """Collect a topology step."""
         self.proposals.append(step)
+
+    def pass_epoch(self, epoch: int) -> None:
+        """Propose an epoch above one that a client has, and that has not come here in time.
+
+        A client may have invented it, so this is done rarely.
+        """
+        me, now = self.replica.me, self.replica.now()
+        if now >= self._pass_after:
+            self._pass_after = now + _PASS_PAUSE_MS
+            self.propose(lambda latest: restore_above(latest, me, epoch))
 
     def install(self, view: View, now: int) -> None:
         """Take a new view: begin or stop streaming, and compare with peers that are back."""

@@ -72,7 +72,10 @@ class _Waiting:
 
 @dataclass(eq=False, slots=True)
 class _Given:
-    """An answer that is kept until its deadline has passed, and until a steady time."""
+    """An answer that is kept until its deadline has passed, and until a steady time.
+
+    It is None while the request waits, and if the request was refused: a duplicate gets none.
+    """
 
     deadline: int
     until: int
@@ -140,13 +143,13 @@ class Home:
             ProtocolError: it is malformed.
             UsageError: it is invalid.
         """
-        keys = _keys(message)
-        requested = self._operations_of(message, len(keys))
         copy = None
         if isinstance(message, Change):
-            copy = (ticket.sender, ticket.correlation, message.caller, message.number)
+            copy = _copy(ticket, message)
             if self._is_duplicate(ticket, copy, now):
                 return
+        keys = _keys(message)
+        requested = self._operations_of(message, len(keys))
         storage_keys = locate(space, keys)
         self._check_voters(storage_keys)
         if isinstance(message, Change) and message.repeated:
@@ -158,6 +161,17 @@ class Home:
         ):
             raise Busy("too many changes of registers are waiting", retry_after_ms=_RETRY_MS)
         self._queue(ticket, copy, storage_keys, requested, weight, deadline or now + _DEADLINE_MS)
+
+    def refuse(self, ticket: Ticket, message: Change, deadline: int, now: int) -> None:
+        """Take note that a copy of a request was refused: no duplicate of it may be applied.
+
+        A request with a number of the future is repeated under another id, and one that was refused
+        up to its deadline has failed for its caller.
+        """
+        self._drop_answers(now)
+        self._answers.setdefault(
+            _copy(ticket, message), _Given(deadline, self._steady() + _KEEP_MS)
+        )
 
     def _queue(
         self,
@@ -201,6 +215,15 @@ class Home:
 
     def _is_duplicate(self, ticket: Ticket, copy: _Copy, now: int) -> bool:
         """Whether this connection has sent a request already; its answer is repeated."""
+        self._drop_answers(now)
+        known = self._answers.get(copy)
+        if known is None:
+            return False
+        if known.answer is not None:
+            self._ready.append((ticket, known.answer))
+        return True
+
+    def _drop_answers(self, now: int) -> None:
         steady = self._steady()
         while self._answers:
             first, given = next(iter(self._answers.items()))
@@ -208,12 +231,6 @@ class Home:
             if not is_full and (given.deadline >= now or given.until >= steady):
                 break
             self._forget(first)
-        known = self._answers.get(copy)
-        if known is None:
-            return False
-        if known.answer is not None:
-            self._ready.append((ticket, known.answer))
-        return True
 
     def _forget(self, copy: _Copy) -> None:
         answer = self._answers.pop(copy).answer
@@ -242,6 +259,10 @@ class Home:
         while self._deadlines and self._deadlines[0][2].batch.is_decided:
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else None
+
+
+def _copy(ticket: Ticket, message: Change) -> _Copy:
+    return ticket.sender, ticket.correlation, message.caller, message.number
 
 
 def _keys(message: Change | Settle) -> list[bytes]:

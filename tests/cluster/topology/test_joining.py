@@ -13,7 +13,9 @@ from dstash.cluster.topology.joining import (
     RESTORED_JUMP,
     found,
     join,
+    restore_above,
     shares_epoch,
+    supersedes,
     under_own_epoch,
 )
 from dstash.cluster.topology.topology import Change, State, Topology
@@ -146,6 +148,29 @@ def test_shared_epoch_restarts_a_change_that_streams_and_keeps_a_switched_one() 
     switched = switch(done)
     assert switched is not None
     assert under_own_epoch(switched).change == switched.change
+
+
+def test_topology_is_restored_above_an_epoch_that_only_clients_know() -> None:
+    topology = joined("abc", min_peers=3)
+    restored = restore_above(topology, "a", topology.epoch + 5)
+    assert restored is not None
+    assert restored.epoch > topology.epoch + 5
+    assert restored.restored is not None, "a majority has to confirm it"
+    assert supersedes(topology.next(), restored, "c"), "a member with a later topology objects"
+    assert not supersedes(topology, restored, "c")
+
+
+def test_topology_is_not_restored_above_epochs_that_cannot_have_been() -> None:
+    topology = joined("abc", min_peers=3)
+    restored = restore_above(topology, "a", topology.epoch + 5)
+    assert restored is not None
+    for latest, epoch in (
+        (topology, topology.epoch),
+        (topology, 2**63),
+        (restored, restored.epoch + 5),
+        (replace(topology, formed=False), topology.epoch + 5),
+    ):
+        assert restore_above(latest, "a", epoch) is None
 
 
 def test_epoch_is_shared_only_by_another_topology_of_the_same_cluster() -> None:

@@ -221,6 +221,18 @@ class TestRequests:
         joined.settle()
         assert callers.run(callers.settle(b"k")).result.outcome is Outcome.FOUND
 
+    def test_duplicate_of_a_request_that_was_refused_is_not_applied(
+        self, joined: Joined, callers: Callers
+    ) -> None:
+        ahead = callers.change(Kind.PUT, b"k", values=[ONE], number=stamp_at(joined.now + 3000))
+        assert isinstance(callers.run(ahead).error, ClockSkew)
+        frames = joined_frames(ahead, joined)
+        joined.now += 4000
+        joined.settle()
+        joined._answer_each("a", joined.peers["a"].receive(b"client", frames, joined.now))
+        joined.settle()
+        assert callers.run(callers.settle(b"k")).result.outcome is Outcome.ABSENT
+
     def test_duplicate_is_recognised_after_the_clock_of_the_home_was_set_back(
         self, joined: Joined, callers: Callers
     ) -> None:

@@ -82,7 +82,9 @@ class ReadChecker:
         if not candidates:
             return self._violation("I2", read, "was definitely not stored")
         if read.version is not None and self._terms.keeps_order:
-            candidates = [write for write in candidates if read.version in write.versions]
+            restamped = self._history.restamped
+            if read.version not in restamped:
+                candidates = [write for write in candidates if read.version in write.versions]
             if not candidates:
                 return self._violation("I2", read, "has a version that was never written")
         fresh = [write for write in candidates if self._is_fresh(write, floor, by)]
