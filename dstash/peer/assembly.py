@@ -143,7 +143,9 @@ class Handlers:
         peer, admission, health = settings.peer, services.admission, services.health
         background = services.background
         self.replies = ReplyEncoder()
-        self.rejections = Rejections(health.counts, health.refusals, state.backlog, self.replies)
+        self.rejections = Rejections(
+            health.counts, health.refusals, state.backlog, self.replies, services.registers.refuse
+        )
         self.control = ControlRequests(
             peer,
             settings.cluster,

@@ -192,11 +192,9 @@ class PeerCore:
         ready = self._questions.take() if self._questions.ready else []
         replies = [self.replies.encode(ticket, message, now) for ticket, message in ready]
         if late := self.admission.expired(now):
-            for request, _ in late:
-                self.registers.refuse(request, now)
-            replies += [
-                self.replies.encode(request.ticket, Error.of(error), now) for request, error in late
-            ]
+            for request, error in late:
+                answer = self.rejections.refused(request, error, now)
+                replies.append(self.replies.encode(request.ticket, answer, now))
             self.maintenance.pass_epoch(max(request.envelope.epoch for request, _ in late))
         if (broken := self.store.check_writable()) is not None:
             self.failure = self.failure or StoreFailed(broken)
@@ -311,7 +309,6 @@ class PeerCore:
     def _handle(self, request: Request, now: int) -> list[Reply]:
         deadline, message = request.envelope.moment, request.envelope.message
         if deadline and (deadline < now or self.clock.is_from_before_step(deadline)):
-            self.registers.refuse(request, now)
             return self.rejections.late(request, now)
         level = ""
         if type(message) is Lookup:
@@ -326,7 +323,6 @@ class PeerCore:
             answer, outcome = Error.of(NotReady(f"{self.settings.peer}: {error}")), "NotReady"
         except DStashError as error:
             self.disturb()
-            self.registers.refuse(request, now)
             answer, outcome = self.rejections.refused(request, error, now), type(error).__name__
         self.meters.requests[type(message).__name__, level, outcome] += 1
         return [] if answer is None else [self.replies.encode(request.ticket, answer, now)]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 from dstash.errors import DeadlinePassed, DStashError, ProtocolError
 from dstash.peer.admission.backlog import Backlog
 from dstash.peer.admission.requests import Reply, Request, Ticket
 from dstash.peer.dispatch.replies import ReplyEncoder
 from dstash.peer.supervision.refusals import Refusals
-from dstash.wire.envelope import decode
+from dstash.wire.envelope import Envelope, decode
 from dstash.wire.messages import Error
 from dstash.wire.protocol import LOWEST_PROTOCOL
 from dstash.wire.replication import Hint
@@ -23,15 +24,23 @@ class Rejections:
         refusals: logs those that an operator can act on.
         backlog: says when a request that is rejected as busy may be retried.
         replies: encodes the errors.
+        note: is called with the ticket and the envelope of each, and with the time: duplicates of
+            some requests must be rejected, too.
     """
 
     def __init__(
-        self, counts: Counter[str], refusals: Refusals, backlog: Backlog, replies: ReplyEncoder
+        self,
+        counts: Counter[str],
+        refusals: Refusals,
+        backlog: Backlog,
+        replies: ReplyEncoder,
+        note: Callable[[Ticket, Envelope, int], None],
     ) -> None:
         self._counts = counts
         self._refusals = refusals
         self._backlog = backlog
         self._replies = replies
+        self._note = note
 
     def malformed(
         self, sender: bytes, user: str | None, error: ProtocolError, now: int
@@ -60,6 +69,7 @@ class Rejections:
             return []
         self._counts["rejected_as_busy"] += 1
         ticket = Ticket(sender, envelope.correlation, envelope.protocol)
+        self._note(ticket, envelope, now)
         error = self._backlog.busy(why)
         self._refusals.note(sender, None, error, now)
         return [self._replies.encode(ticket, Error.of(error), now)]
@@ -71,6 +81,7 @@ class Rejections:
             request.notes.late()
         if isinstance(request.envelope.message, Hint):
             return []
+        self._note(request.ticket, request.envelope, now)
         # The time in the reply lets a client with a wrong clock correct it and retry.
         late = now - request.envelope.moment
         text = f"the request came {late} ms after its deadline"
@@ -83,5 +94,6 @@ class Rejections:
     def refused(self, request: Request, error: DStashError, now: int) -> Error:
         """Return the answer to a request that a check or its handler refuses."""
         self._counts[f"refused:{type(error).__name__}"] += 1
+        self._note(request.ticket, request.envelope, now)
         self._refusals.note(request.sender, request.user, error, now)
         return Error.of(error)

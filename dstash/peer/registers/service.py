@@ -144,11 +144,10 @@ class Registers:
             self._check_ready()
             self._home.begin(request.ticket, message, space, request.envelope.moment, now)
 
-    def refuse(self, request: Request, now: int) -> None:
+    def refuse(self, ticket: Ticket, envelope: Envelope, now: int) -> None:
         """Take note that a request was refused, if it would change registers (D7)."""
-        message = request.envelope.message
-        if isinstance(message, Change):
-            self._home.refuse(request.ticket, message, request.envelope.moment, now)
+        if isinstance(envelope.message, Change):
+            self._home.refuse(ticket, envelope.message, envelope.moment, now)
 
     def begin_vote(self, request: Request) -> None:
         """Begin a request of another peer for votes; the commit answers it.

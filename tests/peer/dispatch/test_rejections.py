@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from dstash import events
 from dstash.errors import Busy, DeadlinePassed, ProtocolError, StaleEpoch
 from dstash.peer.admission.backlog import Backlog
-from dstash.peer.admission.requests import Reply
+from dstash.peer.admission.requests import Reply, Ticket
 from dstash.peer.dispatch.rejections import Rejections
 from dstash.peer.dispatch.replies import ReplyEncoder
 from dstash.peer.supervision.refusals import Refusals
@@ -28,7 +28,15 @@ class Rejecting:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         backlog = Backlog(1000, 10)
-        self.all = Rejections(self.counts, Refusals(), backlog, ReplyEncoder())
+        #: The correlations of the requests that were noted.
+        self.noted: list[int] = []
+
+        def note(ticket: Ticket, envelope: Envelope, now: int) -> None:
+            assert ticket.correlation == envelope.correlation
+            assert now == NOW
+            self.noted.append(ticket.correlation)
+
+        self.all = Rejections(self.counts, Refusals(), backlog, ReplyEncoder(), note)
 
 
 @pytest.fixture
@@ -66,6 +74,7 @@ def test_sender_of_a_message_that_is_rejected_as_busy_may_retry(rejecting: Rejec
     assert isinstance(error, Busy)
     assert (str(error), error.details["retry_after_ms"] > 0) == ("too much", True)
     assert rejecting.counts == {"rejected_as_busy": 1}
+    assert rejecting.noted == [7]
     assert [line["event"] for line in logs] == [events.CLIENT_REFUSED]
 
 
@@ -81,6 +90,7 @@ def test_late_request_is_answered_with_how_late_it_is(rejecting: Rejecting) -> N
     assert isinstance(error, DeadlinePassed)
     assert "20 ms after its deadline" in str(error)
     assert rejecting.counts == {"late": 1}
+    assert rejecting.noted == [7]
 
 
 def test_late_hint_is_not_answered(rejecting: Rejecting) -> None:
@@ -101,4 +111,5 @@ def test_refused_request_is_counted_by_its_error(rejecting: Rejecting) -> None:
         rejecting.all.refused(request(Ping()), Busy("later"), NOW)
     assert isinstance(answer.error(), StaleEpoch)
     assert rejecting.counts == {"refused:StaleEpoch": 1, "refused:Busy": 1}
+    assert rejecting.noted == [7, 7]
     assert [line["cause"] for line in logs] == ["Busy"], "an old epoch is part of the protocol"
