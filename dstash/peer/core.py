@@ -194,8 +194,12 @@ class PeerCore:
         if late := self.admission.expired(now):
             for request, error in late:
                 answer = self.rejections.refused(request, error, now)
-                replies.append(self.replies.encode(request.ticket, answer, now))
-            self.maintenance.pass_epoch(max(request.envelope.epoch for request, _ in late))
+                if answer is not None:
+                    replies.append(self.replies.encode(request.ticket, answer, now))
+            envelopes = [request.envelope for request, _ in late]
+            self.maintenance.pass_epochs(
+                envelope.epoch for envelope in envelopes if isinstance(envelope.message, _CHANGING)
+            )
         if (broken := self.store.check_writable()) is not None:
             self.failure = self.failure or StoreFailed(broken)
         may_rest = self._background.has_looked_once and not self._questions.ready
@@ -384,6 +388,8 @@ _SMALL_ANSWER: Final = 128 * 1024
 _READS: Final = (Lookup, Fetch, Scan, ScanKeys, Count)
 _WRITES: Final = (Put, Delete, Apply)
 _CHANGES: Final = frozenset((Change, Settle))
+#: A client that may only read cannot send these.
+_CHANGING: Final = (*_WRITES, Change)
 _DATA: Final = {*_READS, *_WRITES, *DEFERRED}
 
 #: Outcomes of requests that were not refused. An accepted request is answered later.

@@ -18,6 +18,7 @@ from dstash.cluster.topology.announcement import Announcement
 from dstash.cluster.topology.indexes.steps import with_settings_kept
 from dstash.cluster.topology.joining import (
     MAX_FURTHER,
+    above_restored,
     confirmed,
     found,
     join,
@@ -152,10 +153,23 @@ class TopologySteps:
 
     def _propose_first(self, topology: Topology) -> Topology | None:
         try:
-            return self._proposals[0](topology)
+            step = self._proposals[0](topology)
         except Exception as error:  # a defect: maintenance proposes the step again
             self._complaints.log(error)
             return None
+        if step is None or step.restored is None:
+            return step
+        alive = self._alive()
+        if 2 * sum(member.id in alive for member in topology.members) <= len(topology.members):
+            return None  # it would wait for others, and prevent every other step meanwhile
+        further = int(self._random() * MAX_FURTHER)
+        step = above_restored(step, self._restorations.epoch, further)
+        _log.warning(
+            "clients have a later epoch than the topology, which was lost; restoring above it",
+            epoch=topology.epoch,
+            restored=step.epoch,
+        )
+        return step
 
     def _remove_long_down(self, topology: Topology) -> Topology | None:
         """Remove members that have been down for long, if others can take their data."""

@@ -40,10 +40,12 @@ from dstash.store.register.votes import (
 )
 from dstash.version import (
     MAX_STAMP,
+    WRITER_BYTES,
     Stamp,
     Version,
     is_later_write,
     newest_stamp,
+    pack,
     write_of,
     write_stamp,
 )
@@ -197,7 +199,7 @@ def _merge_all(transaction: Transaction, write: Write) -> Merged:
                 if _is_contested(write, version):
                     merged.contested.append((position, version))
                     continue
-                merged.superseded.append((position, version))
+                merged.superseded.append((position, _to_exceed(write, version)))
                 if write.report_existed and _is_overtaken(write, storage_key, stored):
                     merged.existed[position] = UNSURE
                 continue
@@ -248,6 +250,13 @@ def _is_contested(write: Write, stored: Version) -> bool:
     """Whether a version is that of a future record, and what was acked before is not known yet."""
     is_unknown = write.acked is not None and stored not in write.acked
     return is_unknown and _is_future(write, stored)
+
+
+def _to_exceed(write: Write, stored: Version) -> Version:
+    """Return the version that a later one must exceed to be stored in place of a stored one."""
+    if write.acked and stored in write.acked and _is_future(write, stored):
+        return min(stored, pack(write.acked[stored], b"\xff" * WRITER_BYTES))
+    return stored
 
 
 def _is_future(write: Write, stored: Version) -> bool:

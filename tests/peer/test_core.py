@@ -640,7 +640,7 @@ class TestFutureEpochs:
         assert isinstance(answer.error(), NotReady)
 
     def test_epoch_that_no_peer_knows_any_more_is_passed(self, peer: Peer) -> None:
-        for epoch in (EPOCH + 7, EPOCH + 8):  # the second one is passed, too, or waits
+        for epoch in (2**63, EPOCH + 7, EPOCH + 8):  # the first is invented, the last one waits
             assert peer.ask(put(b"k"), epoch=epoch) is None
             peer.now += 5000
             peer.iterate()

@@ -10,7 +10,13 @@ import pytest
 from dstash.cluster.membership.interface import StoredTopology
 from dstash.cluster.topology.announcement import FEATURES, Announcement
 from dstash.cluster.topology.indexes.steps import with_settings
-from dstash.cluster.topology.joining import KEPT, MAX_FURTHER, RESTORED_JUMP, member_of
+from dstash.cluster.topology.joining import (
+    KEPT,
+    MAX_FURTHER,
+    RESTORED_JUMP,
+    member_of,
+    restore_above,
+)
 from dstash.cluster.topology.topology import State, Topology
 from dstash.cluster.topology.transitions import Proposal
 from dstash.errors import ChangeConflict, ForeignStore, MembershipUnreachable
@@ -104,6 +110,39 @@ def test_two_restorations_of_one_topology_have_different_epochs() -> None:
         assert restored is not None
         epochs.add(restored.epoch - EPOCH - RESTORED_JUMP)
     assert epochs == {0, MAX_FURTHER // 2, int(0.999 * MAX_FURTHER)}
+
+
+class TestLostEpochs:
+    """A client has an epoch that no member knows."""
+
+    def test_topology_is_restored_above_it(self) -> None:
+        for chance in (0.0, 0.5):  # another member may have done the same, and it was lost again
+            steps = Steps()
+            steps.random = chance
+            restored = self.restored_above(steps, EPOCH + 7)
+            assert restored is not None
+            jump = RESTORED_JUMP + int(chance * MAX_FURTHER)
+            assert restored.epoch == EPOCH + 7 + jump
+
+    def test_epochs_of_an_earlier_restoration_are_not_used_again(self) -> None:
+        steps = Steps()
+        first = self.restored_above(steps, EPOCH + 7)
+        assert first is not None
+        steps.of_peer.begin(first, StoredTopology(TOPOLOGY, 1))
+        steps.of_peer.finish(first, StoredTopology(TOPOLOGY, 1))
+        again = self.restored_above(steps, EPOCH + 7)
+        assert again is not None
+        assert again.epoch >= first.epoch + RESTORED_JUMP
+
+    def test_restoration_that_no_majority_could_confirm_is_not_begun(self) -> None:
+        steps = Steps()
+        steps.alive = "ab"
+        assert self.restored_above(steps, EPOCH + 7) is None
+        assert not steps.proposals, "it does not wait"
+
+    def restored_above(self, steps: Steps, epoch: int) -> Topology | None:
+        steps.proposals.append(lambda latest: restore_above(latest, "a", epoch))
+        return steps.next(TOPOLOGY, MEMBER)
 
 
 def test_corrupt_topology_founds_no_cluster() -> None:

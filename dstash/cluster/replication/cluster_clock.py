@@ -44,10 +44,13 @@ _MAX_STEP_MS: Final = 1500
 _LONG_STEP_MS: Final = 10 * 60_000
 _TRANSIT_MS: Final = 2 * 60_000
 
-#: How many contested versions are remembered, and how long (milliseconds): longer than a call
-#: retries. A version that was forgotten is contested again.
-_MOST_CONTESTED: Final = 256
+#: How many contested versions are remembered, several batches of them, and how long (milliseconds):
+#: longer than a call retries. A version that was forgotten is contested again.
+_MOST_CONTESTED: Final = 16_384
 _CONTESTED_MS: Final = 60_000
+#: How long (milliseconds) the answers of live members are waited for, and bounds are kept.
+_ANSWERS_MS: Final = 2000
+_KEEP_BOUNDS_MS: Final = 500
 
 #: How far stamps may be ahead of the newest stamp that a majority of members hold.
 _MARGIN_MS: Final = 10
@@ -95,6 +98,9 @@ class ClusterClock:
         self._answered: dict[str, int] = {}
         #: By version, how many presents had been asked for when it was contested, and the time.
         self._contested: dict[Version, tuple[int, int]] = {}
+        #: What ``acked_by_contested`` returns until that time; None if something has changed.
+        self._bounds: dict[Version, Stamp] | None = None
+        self._bounds_until = 0
         #: Derived from these, because every commit reads it: how many other members hold data, how
         #: many of them are down and have never replied, and the presents of the others, highest
         #: first: all known ones, and those that were read in this era.
@@ -178,6 +184,8 @@ class ClusterClock:
         self._sent.clear()
         self._fresh.clear()
         self._fresh_presents.clear()
+        self._contested.clear()
+        self._bounds = None
         self._unknown_since = self._now
         self._lowest_offset_ms = self._highest_offset_ms = self._offset_ms
         self.is_due = True
@@ -245,6 +253,7 @@ class ClusterClock:
             if len(self._contested) == _MOST_CONTESTED:
                 del self._contested[next(iter(self._contested))]
             self._contested[version] = self._asked, self._now
+            self._bounds = None
         self.is_due = True
 
     def forget_unanswered(self, outstanding: Collection[int]) -> None:
@@ -261,6 +270,7 @@ class ClusterClock:
         self._latest_offset_ms = sorted([0, *others])[middle] if self._knows_majority else 0
 
     def _sort_presents(self) -> None:
+        self._bounds = None
         others, presents = self._holders - {self._me}, self._presents
         self._other_holders = len(others)
         self._silent_holders = len(others - presents.keys() - self._alive)
@@ -318,19 +328,33 @@ class ClusterClock:
 
         It does not depend on clocks. Members that were not asked since the version was contested,
         or have not answered, may hold any stamp up to this peer's own; if they are a quorum, any
-        stamp at all.
+        stamp at all. A version is left out while answers of live members are expected.
         """
         if not self._contested:
             return {}
+        if self._bounds is None or not 0 <= self._bounds_until - self._now <= _KEEP_BOUNDS_MS:
+            self._bounds = self._find_bounds()
+            self._bounds_until = self._now + _KEEP_BOUNDS_MS
+        return self._bounds
+
+    def _find_bounds(self) -> dict[Version, Stamp]:
         self._contested = {
             version: noted
             for version, noted in self._contested.items()
             if 0 <= self._now - noted[1] < _CONTESTED_MS
         }
-        bounds = {
-            asked: self._acked_since(asked) for asked in {at for at, _ in self._contested.values()}
+        numbers = {asked for asked, _ in self._contested.values()}
+        bounds = {asked: self._acked_since(asked) for asked in numbers}
+        awaited = {asked for asked in numbers if self._awaits_answers(asked)}
+        return {
+            version: bounds[asked]
+            for version, (asked, since) in self._contested.items()
+            if asked not in awaited or self._now - since >= _ANSWERS_MS
         }
-        return {version: bounds[asked] for version, (asked, _) in self._contested.items()}
+
+    def _awaits_answers(self, asked: int) -> bool:
+        others = (self._holders & self._alive) - {self._me}
+        return any(self._answered.get(peer, 0) <= asked for peer in others)
 
     def _acked_since(self, asked: int) -> Stamp:
         others = self._holders - {self._me}

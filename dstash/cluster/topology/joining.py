@@ -140,10 +140,26 @@ def restore_above(topology: Topology, peer: str, epoch: int) -> Topology | None:
         peer: the peer that restores it.
         epoch: an epoch that no member knows.
     """
-    is_used = topology.formed and topology.restored is None
-    if not is_used or not topology.epoch < epoch <= topology.epoch + _MAX_AHEAD:
+    is_used = topology.formed and topology.restored is None and topology.member(peer) is not None
+    if not is_used or not may_be_lost(topology, epoch):
         return None
     return restore(topology, None, peer, epoch)
+
+
+def may_be_lost(topology: Topology, epoch: int) -> bool:
+    """Whether an epoch may be that of a later topology which its members have lost."""
+    return topology.epoch < epoch <= topology.epoch + _MAX_AHEAD
+
+
+def above_restored(topology: Topology, above: int, further: int) -> Topology:
+    """Return a restored topology under an epoch that no earlier one can have had.
+
+    Args:
+        topology: restored by a proposal.
+        above: the highest epoch of a restored topology that this peer remembers.
+        further: a random number, as in ``restore``.
+    """
+    return replace(topology, epoch=max(topology.epoch, above + RESTORED_JUMP) + further)
 
 
 def confirm(topology: Topology, peer: str) -> Topology:

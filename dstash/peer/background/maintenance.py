@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
 import structlog
@@ -31,7 +31,7 @@ from dstash.cluster.replication.tombstone_gc import (
 from dstash.cluster.replication.transfer import ask
 from dstash.cluster.topology import transitions
 from dstash.cluster.topology.drop_steps import with_swept, without_settled
-from dstash.cluster.topology.joining import restore_above
+from dstash.cluster.topology.joining import may_be_lost, restore_above
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.transitions import Proposal
 from dstash.cluster.topology.view import View
@@ -116,15 +116,18 @@ class Maintenance:
         """Collect a topology step."""
         self.proposals.append(step)
 
-    def pass_epoch(self, epoch: int) -> None:
-        """Propose an epoch above one that a client has, and that has not come here in time.
+    def pass_epochs(self, epochs: Iterable[int]) -> None:
+        """Propose an epoch above those that clients have, and that have not come here in time.
 
-        A client may have invented it, so this is done rarely.
+        A client may have invented one, so this is done rarely.
         """
-        me, now = self.replica.me, self.replica.now()
-        if now >= self._pass_after:
+        if self._view is None:
+            return
+        topology, me, now = self._view.topology, self.replica.me, self.replica.now()
+        lost = [epoch for epoch in epochs if may_be_lost(topology, epoch)]
+        if lost and now >= self._pass_after:
             self._pass_after = now + _PASS_PAUSE_MS
-            self.propose(lambda latest: restore_above(latest, me, epoch))
+            self.propose(lambda latest: restore_above(latest, me, max(lost)))
 
     def install(self, view: View, now: int) -> None:
         """Take a new view: begin or stop streaming, and compare with peers that are back."""

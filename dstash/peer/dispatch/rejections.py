@@ -24,8 +24,9 @@ class Rejections:
         refusals: logs those that an operator can act on.
         backlog: says when a request that is rejected as busy may be retried.
         replies: encodes the errors.
-        note: is called with the ticket and the envelope of each, and with the time: duplicates of
-            some requests must be rejected, too.
+        may_refuse: is called with the ticket and the envelope of each, and with the time; returns
+            whether to answer it. Duplicates of some requests must be refused, too, and those of
+            requests that are being carried out must not be answered.
     """
 
     def __init__(
@@ -34,13 +35,13 @@ class Rejections:
         refusals: Refusals,
         backlog: Backlog,
         replies: ReplyEncoder,
-        note: Callable[[Ticket, Envelope, int], None],
+        may_refuse: Callable[[Ticket, Envelope, int], bool],
     ) -> None:
         self._counts = counts
         self._refusals = refusals
         self._backlog = backlog
         self._replies = replies
-        self._note = note
+        self._may_refuse = may_refuse
 
     def malformed(
         self, sender: bytes, user: str | None, error: ProtocolError, now: int
@@ -69,9 +70,10 @@ class Rejections:
             return []
         self._counts["rejected_as_busy"] += 1
         ticket = Ticket(sender, envelope.correlation, envelope.protocol)
-        self._note(ticket, envelope, now)
         error = self._backlog.busy(why)
         self._refusals.note(sender, None, error, now)
+        if not self._may_refuse(ticket, envelope, now):
+            return []
         return [self._replies.encode(ticket, Error.of(error), now)]
 
     def late(self, request: Request, now: int) -> list[Reply]:
@@ -81,7 +83,8 @@ class Rejections:
             request.notes.late()
         if isinstance(request.envelope.message, Hint):
             return []
-        self._note(request.ticket, request.envelope, now)
+        if not self._may_refuse(request.ticket, request.envelope, now):
+            return []
         # The time in the reply lets a client with a wrong clock correct it and retry.
         late = now - request.envelope.moment
         text = f"the request came {late} ms after its deadline"
@@ -91,9 +94,9 @@ class Rejections:
         ticket = request.ticket._replace(notes=None)
         return [self._replies.encode(ticket, Error.of(error), now)]
 
-    def refused(self, request: Request, error: DStashError, now: int) -> Error:
-        """Return the answer to a request that a check or its handler refuses."""
+    def refused(self, request: Request, error: DStashError, now: int) -> Error | None:
+        """Return the answer to a request that a check or its handler refuses; None for none."""
         self._counts[f"refused:{type(error).__name__}"] += 1
-        self._note(request.ticket, request.envelope, now)
         self._refusals.note(request.sender, request.user, error, now)
-        return Error.of(error)
+        is_refused = self._may_refuse(request.ticket, request.envelope, now)
+        return Error.of(error) if is_refused else None

@@ -54,6 +54,8 @@ _KEEP_MS: Final = 60_000
 #: Answers that are kept for duplicates, and their bytes.
 _MAX_ANSWERS: Final = 20_000
 _MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
+#: Copies that are remembered as refused.
+_MAX_REFUSED: Final = 20_000
 
 _RETRY_MS: Final = 50
 
@@ -72,10 +74,7 @@ class _Waiting:
 
 @dataclass(eq=False, slots=True)
 class _Given:
-    """An answer that is kept until its deadline has passed, and until a steady time.
-
-    It is None while the request waits, and if the request was refused: a duplicate gets none.
-    """
+    """An answer that is kept until its deadline has passed, and until a steady time."""
 
     deadline: int
     until: int
@@ -111,6 +110,8 @@ class Home:
         #: By copy, the answer; none yet while it waits.
         self._answers: OrderedDict[_Copy, _Given] = OrderedDict()
         self._answer_bytes = 0
+        #: Copies that were refused.
+        self._refused: OrderedDict[_Copy, _Given] = OrderedDict()
 
     @property
     def waiting(self) -> int:
@@ -162,16 +163,31 @@ class Home:
             raise Busy("too many changes of registers are waiting", retry_after_ms=_RETRY_MS)
         self._queue(ticket, copy, storage_keys, requested, weight, deadline or now + _DEADLINE_MS)
 
-    def refuse(self, ticket: Ticket, message: Change, deadline: int, now: int) -> None:
-        """Take note that a copy of a request was refused: no duplicate of it may be applied.
+    def refuse(self, ticket: Ticket, message: Change, deadline: int, now: int) -> bool:
+        """Take note that a copy of a request is refused: no duplicate of it may be applied.
 
         A request with a number of the future is repeated under another id, and one that was refused
         up to its deadline has failed for its caller.
+
+        Returns:
+            whether it may be refused; not if it is a duplicate of a copy that is being applied.
         """
-        self._drop_answers(now)
-        self._answers.setdefault(
-            _copy(ticket, message), _Given(deadline, self._steady() + _KEEP_MS)
-        )
+        copy = _copy(ticket, message)
+        if copy in self._answers:
+            return False
+        if len(message.caller) == CALLER_BYTES:  # else no copy of it can be applied
+            self._drop_refused(now)
+            self._refused.setdefault(copy, _Given(deadline, self._steady() + _KEEP_MS))
+        return True
+
+    def _drop_refused(self, now: int) -> None:
+        steady = self._steady()
+        while self._refused:
+            first, given = next(iter(self._refused.items()))
+            is_full = len(self._refused) >= _MAX_REFUSED
+            if not is_full and (given.deadline >= now or given.until >= steady):
+                break
+            del self._refused[first]
 
     def _queue(
         self,
@@ -218,7 +234,7 @@ class Home:
         self._drop_answers(now)
         known = self._answers.get(copy)
         if known is None:
-            return False
+            return copy in self._refused  # it gets no answer
         if known.answer is not None:
             self._ready.append((ticket, known.answer))
         return True

@@ -144,10 +144,11 @@ class Registers:
             self._check_ready()
             self._home.begin(request.ticket, message, space, request.envelope.moment, now)
 
-    def refuse(self, ticket: Ticket, envelope: Envelope, now: int) -> None:
-        """Take note that a request was refused, if it would change registers (D7)."""
-        if isinstance(envelope.message, Change):
-            self._home.refuse(ticket, envelope.message, envelope.moment, now)
+    def refuse(self, ticket: Ticket, envelope: Envelope, now: int) -> bool:
+        """Take note that a request is refused; see ``Home.refuse`` (D7)."""
+        if not isinstance(envelope.message, Change):
+            return True
+        return self._home.refuse(ticket, envelope.message, envelope.moment, now)
 
     def begin_vote(self, request: Request) -> None:
         """Begin a request of another peer for votes; the commit answers it.

@@ -243,6 +243,9 @@ def test_contested_version_has_the_stamp_that_a_write_quorum_may_hold() -> None:
     clock.is_due = False
     clock.contest(VERSION)
     assert clock.is_due
+    assert clock.acked_by_contested() == {}, "the answers are expected"
+    clock.advance(NOW + 1000)
+    clock.advance(NOW + 2000)
     assert clock.acked_by_contested() == {VERSION: MAX_STAMP}, "they may have acked writes since"
     clock.note_present("b", stamp_at(NOW - 8), early)
     assert clock.acked_by_contested() == {VERSION: MAX_STAMP}, "it was asked before"
@@ -254,14 +257,22 @@ def test_contested_version_has_the_stamp_that_a_write_quorum_may_hold() -> None:
     assert clock.acked_by_contested() == {VERSION: stamp_at(NOW)}, "it was contested before"
 
 
-def test_contested_versions_are_forgotten() -> None:
-    clock = clock_of("abc")
+def test_answers_of_members_that_are_down_are_not_expected() -> None:
+    clock = clock_of("abc", alive="ab", present=stamp_at(NOW + HOUR))
     clock.contest(VERSION)
-    others = [pack(stamp, b"othr") for stamp in range(256)]
+    clock.note_present("b", stamp_at(NOW), clock.asks_present())
+    assert clock.acked_by_contested() == {VERSION: stamp_at(NOW + HOUR)}
+
+
+def test_contested_versions_are_forgotten() -> None:
+    clock = clock_of("abc", alive="a")
+    clock.contest(VERSION)
+    others = [pack(stamp, b"othr") for stamp in range(16_384)]
     for version in others:
         clock.contest(version)
     assert clock.acked_by_contested().keys() == set(others), "the oldest makes room"
-    clock.advance(NOW + 61_000)
+    for second in range(1, 61):
+        clock.advance(NOW + 1000 * second)
     assert clock.acked_by_contested() == {}
 
 

@@ -171,6 +171,7 @@ def test_topology_is_not_restored_above_epochs_that_cannot_have_been() -> None:
         (replace(topology, formed=False), topology.epoch + 5),
     ):
         assert restore_above(latest, "a", epoch) is None
+    assert restore_above(topology, "d", topology.epoch + 5) is None, "it is no member"
 
 
 def test_epoch_is_shared_only_by_another_topology_of_the_same_cluster() -> None:

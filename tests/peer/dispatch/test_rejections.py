@@ -28,15 +28,17 @@ class Rejecting:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         backlog = Backlog(1000, 10)
-        #: The correlations of the requests that were noted.
+        #: The correlations of the requests that were noted, and whether to answer them.
         self.noted: list[int] = []
+        self.answers = True
 
-        def note(ticket: Ticket, envelope: Envelope, now: int) -> None:
+        def may_refuse(ticket: Ticket, envelope: Envelope, now: int) -> bool:
             assert ticket.correlation == envelope.correlation
             assert now == NOW
             self.noted.append(ticket.correlation)
+            return self.answers
 
-        self.all = Rejections(self.counts, Refusals(), backlog, ReplyEncoder(), note)
+        self.all = Rejections(self.counts, Refusals(), backlog, ReplyEncoder(), may_refuse)
 
 
 @pytest.fixture
@@ -91,6 +93,13 @@ def test_late_request_is_answered_with_how_late_it_is(rejecting: Rejecting) -> N
     assert "20 ms after its deadline" in str(error)
     assert rejecting.counts == {"late": 1}
     assert rejecting.noted == [7]
+
+
+def test_duplicate_of_a_request_that_is_carried_out_is_not_answered(rejecting: Rejecting) -> None:
+    rejecting.answers = False
+    assert rejecting.all.busy(b"sender", encode(Envelope(7, 0, 0, Ping())), NOW, "no") == []
+    assert rejecting.all.late(request(Ping()), NOW) == []
+    assert rejecting.all.refused(request(Ping()), Busy("later"), NOW) is None
 
 
 def test_late_hint_is_not_answered(rejecting: Rejecting) -> None:

@@ -233,6 +233,24 @@ class TestRequests:
         joined.settle()
         assert callers.run(callers.settle(b"k")).result.outcome is Outcome.ABSENT
 
+    def test_refused_request_that_cannot_be_applied_is_not_remembered(
+        self, joined: Joined, callers: Callers
+    ) -> None:
+        change = callers.change(Kind.PUT, b"k", values=[ONE], caller=b"c" * 100_000)
+        assert isinstance(callers.run(change).error, ProtocolError)
+        assert not joined.peers["a"].registers._home._refused
+
+    def test_duplicate_of_a_waiting_request_is_not_refused(
+        self, joined: Joined, callers: Callers
+    ) -> None:
+        joined.down |= {"b", "c"}
+        waiting = callers.change(Kind.PUT, b"k", values=[ONE])
+        frames = joined_frames(waiting, joined)
+        core = joined.peers["a"]
+        assert core.rejections.busy(b"client", frames, joined.now, "overloaded") == []
+        joined.down.clear()
+        assert callers.run(waiting).result.outcome is Outcome.APPLIED
+
     def test_duplicate_is_recognised_after_the_clock_of_the_home_was_set_back(
         self, joined: Joined, callers: Callers
     ) -> None:

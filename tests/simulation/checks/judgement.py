@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import chain
 from statistics import median_low
+from typing import Final
 
 from dstash.limits import MAX_CLOCK_SKEW_MS
 from dstash.types import NEVER, Level, Outcome
 from dstash.version import newest_stamp, stamp_milliseconds
 from tests.simulation.checks.registry import Terms
 from tests.simulation.clock import true_ms
+from tests.simulation.events import SECOND
 from tests.simulation.history import Write, latest_of
+
+#: The clocks of other members are read more often than this (microseconds).
+_CLOCKS_READ: Final = 4 * SECOND
 
 
 def overlap(terms: Terms, read: Level, write: Write, until: int) -> bool:
@@ -38,13 +43,16 @@ def keeps_one(terms: Terms, write: Write, until: int) -> bool:
 def _was_from_the_future(terms: Terms, write: Write, until: int) -> bool:
     """Whether a write was ahead of the cluster clock, at its ack or after clocks were set back.
 
-    A peer that could not read the clocks of a majority took its own for that of the cluster.
+    A peer that could not read the clocks of a majority took its own for that of the cluster. It
+    reads them from time to time, so it may have used an earlier median.
     """
     if not terms.clocks or write.acked is None:
         return False
     begin, limit = write.returned, stamp_milliseconds(newest_stamp(write.acked)) - MAX_CLOCK_SKEW_MS
-    steps = [clock.steps_between(begin, until) for clock in terms.clocks]
-    if any(limit > cluster_ms(terms, moment) for moment in (begin, *chain.from_iterable(steps))):
+    for moment in _steps(terms, max(0, begin - _CLOCKS_READ), begin):
+        if limit > true_ms(begin) + cluster_ms(terms, moment) - true_ms(moment):
+            return True
+    if any(limit > cluster_ms(terms, moment) for moment in _steps(terms, begin, until)):
         return True
     for clock, spans in terms.alone:
         for first, last in spans:
@@ -53,6 +61,12 @@ def _was_from_the_future(terms: Terms, write: Write, until: int) -> bool:
             if any(limit > true_ms(moment) + clock.offset_at(moment) for moment in moments):
                 return True
     return False
+
+
+def _steps(terms: Terms, begin: int, end: int) -> list[int]:
+    """Return the beginning of a span, and when a clock was set in it (microseconds)."""
+    steps = [clock.steps_between(begin, end) for clock in terms.clocks]
+    return [begin, *chain.from_iterable(steps)]
 
 
 def cluster_ms(terms: Terms, moment: int) -> int:
