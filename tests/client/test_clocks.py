@@ -168,19 +168,27 @@ class TestFutureVersions:
         assert [value_of(joined.record(peer, "k")) for peer in "abc"] == ["second"] * 3
         assert moment_of(joined.record("a", "k")) < began - START + 2000
 
-    def test_future_record_that_may_hide_an_acked_one_is_not_replaced(self) -> None:
-        """The other replica that acked it is down, and was asked for its present before that."""
-        joined = joined_at_rest()
+    @pytest.mark.parametrize("write", ["put", "delete"])
+    def test_batch_that_needs_a_replica_with_future_records_succeeds(self, write: str) -> None:
+        joined = Joined("ab", pace=Pace(10**9, 10**9, 0))
         pass_time(joined)
-        joined.session = session_of(joined, a=0, b=0, c=0)
-        joined.silent = {"c"}
-        assert joined.put({"k": "acked"}).ok
-        joined.silent = set()
-        joined.alter("b", "k", lambda record: at(joined, record, joined.now + HOUR, "future"))
+        joined.session = session_of(joined, a=0, b=0)
+        keys = [f"k{number}" for number in range(600)]
+        assert joined.put(dict.fromkeys(keys, "old")).ok
+        cut_off_with_a_fast_clock(joined, "b", HOUR)
         joined.down = {"a"}
-        joined.session = session_of(joined, b=-3000, c=-3000)
-        assert not joined.put({"k": "later"}, timeout=1000).ok, "it would lose to the acked one"
-        assert value_of(joined.record("b", "k")) == "future"
+        joined.session = session_of(joined, a=HOUR, b=HOUR)
+        for key in keys:  # each gets a version of its own
+            assert joined.put({key: "future"}, "one").ok
+        joined.down, joined.offsets = set(), {}
+        joined.settle()
+        joined.session = session_of(joined, a=0, b=0)
+        began = joined.now
+        changed = joined.delete(*keys) if write == "delete" else joined.put(dict.fromkeys(keys, 1))
+        assert changed.ok
+        assert joined.now - began < 2000
+        moments = {moment_of(joined.record(peer, key)) for peer in "ab" for key in keys}
+        assert moments == {joined.now - START}
 
     def test_old_clock_readings_do_not_outvote_peers_that_reject(self) -> None:
         joined = Joined("abcde", pace=Pace(10**9, 10**9, 0))
