@@ -72,7 +72,7 @@ def test_lower_write_waits_for_the_answers_of_the_others(joined: Joined) -> None
 
 def test_write_above_all_that_the_others_hold_replaces_it(joined: Joined) -> None:
     futr = refused(joined)
-    above = pack(unpack(acked(joined))[0] + 1, b"abov")
+    above = pack(unpack(acked(joined))[0] + 1, b"high")
     put(joined, "b", above, futr)
     ask_others(joined)
     assert put(joined, "b", above, futr).rejected == []
