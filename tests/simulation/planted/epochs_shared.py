@@ -39,7 +39,7 @@ def _never(last: Topology, stored: Topology) -> bool:
     return False
 
 
-@plant("epochs-shared", *_FOUND)
+@plant("epochs-shared", *_FOUND, first=85)
 class EpochsShared(_Forked):
     """Takes a topology for the known one because its epoch is the same."""
 
