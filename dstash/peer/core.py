@@ -198,7 +198,9 @@ class PeerCore:
                     replies.append(self.replies.encode(request.ticket, answer, now))
             envelopes = [request.envelope for request, _ in late]
             self.maintenance.pass_epochs(
-                envelope.epoch for envelope in envelopes if isinstance(envelope.message, _CHANGING)
+                envelope.epoch
+                for envelope in envelopes
+                if isinstance(envelope.message, _NOT_FOR_READERS)
             )
         if (broken := self.store.check_writable()) is not None:
             self.failure = self.failure or StoreFailed(broken)
@@ -389,7 +391,7 @@ _READS: Final = (Lookup, Fetch, Scan, ScanKeys, Count)
 _WRITES: Final = (Put, Delete, Apply)
 _CHANGES: Final = frozenset((Change, Settle))
 #: A client that may only read cannot send these.
-_CHANGING: Final = (*_WRITES, Change)
+_NOT_FOR_READERS: Final = (*_WRITES, Change)
 _DATA: Final = {*_READS, *_WRITES, *DEFERRED}
 
 #: Outcomes of requests that were not refused. An accepted request is answered later.

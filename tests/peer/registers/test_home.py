@@ -217,8 +217,7 @@ class TestRequests:
         assert callers.run(delete).result.outcome is Outcome.UNCHANGED
         callers.run(callers.change(Kind.PUT, b"k", values=[ONE], caller=b"caller02"))
         frames = joined_frames(delete, joined)
-        joined._answer_each("a", joined.peers["a"].receive(b"client", frames, joined.now))
-        joined.settle()
+        deliver_again(frames, joined)
         assert callers.run(callers.settle(b"k")).result.outcome is Outcome.FOUND
 
     def test_duplicate_of_a_request_that_was_refused_is_not_applied(
@@ -229,8 +228,7 @@ class TestRequests:
         frames = joined_frames(ahead, joined)
         joined.now += 4000
         joined.settle()
-        joined._answer_each("a", joined.peers["a"].receive(b"client", frames, joined.now))
-        joined.settle()
+        deliver_again(frames, joined)
         assert callers.run(callers.settle(b"k")).result.outcome is Outcome.ABSENT
 
     def test_refused_request_that_cannot_be_applied_is_not_remembered(
@@ -263,8 +261,7 @@ class TestRequests:
             joined.now += step
             home._is_duplicate(Ticket(b"other", 1), (b"other", 1, b"caller02", 1), joined.now)
         callers.run(callers.change(Kind.PUT, b"k", values=[ONE], caller=b"caller02"))
-        joined._answer_each("a", joined.peers["a"].receive(b"client", frames, joined.now))
-        joined.settle()
+        deliver_again(frames, joined)
         assert callers.run(callers.settle(b"k")).result.outcome is Outcome.FOUND
 
     def test_answer_that_is_too_large_is_not_kept(self, callers: Callers) -> None:
@@ -389,6 +386,12 @@ def replace_epoch(joined: Joined) -> Any:
 
 def frames_of(message: Any, epoch: int) -> list[bytes]:
     return encode(Envelope(7, epoch, 0, message))
+
+
+def deliver_again(frames: list[bytes], joined: Joined) -> None:
+    """Deliver a duplicate of a request to its home."""
+    joined._answer_each("a", joined.peers["a"].receive(b"client", frames, joined.now))
+    joined.settle()
 
 
 def joined_frames(sent: Sent, joined: Joined) -> list[bytes]:

@@ -79,7 +79,6 @@ def compare(
     A record that is dead at the peer's horizon of the partition may or may not be on disk. If
     unequal horizons make a difference, the replicas differ.
 
-
     Args:
         stores: what each peer holds.
         owners: the peers that should hold a storage key.
