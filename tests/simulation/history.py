@@ -37,6 +37,8 @@ NEVER_RETURNED: Final = 1 << 62
 
 #: A peer looks at its clock more often than this (microseconds).
 _SAME_SPAN: Final = SECOND
+#: Presents that differ by no more (milliseconds) are the same, read through the network.
+_SAME_MS: Final = 50
 
 #: Kinds of writes that send records with their existing version.
 _WHOLE_RECORDS: Final = ("touch", "restore")
@@ -155,6 +157,15 @@ class Counted(NamedTuple):
     number: int
 
 
+class Behind(NamedTuple):
+    """A span (microseconds) in which what a peer took for the present was behind true time."""
+
+    begin: int
+    end: int
+    #: Negative (milliseconds); the lowest in the span.
+    ahead_ms: int
+
+
 class Failure(NamedTuple):
     """A read that raised an error."""
 
@@ -179,8 +190,8 @@ class History:
     #: By key, the calls on registers, and the changes that were applied.
     registers: dict[str, list[RegisterCall]] = field(default_factory=dict)
     steps: dict[str, list[Step]] = field(default_factory=dict)
-    #: By peer, the spans (microseconds) in which it judged stamps by its own clock alone.
-    alone: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    #: By peer, the spans in which it took an earlier time for the present.
+    behind: dict[str, list[Behind]] = field(default_factory=dict)
     #: The versions that peers gave to records from the future.
     restamped: set[Version] = field(default_factory=set)
     #: How many calls on registers have not ended.
@@ -194,13 +205,20 @@ class History:
         write.settings = self.requests.setdefault(write.place[0], [])
         return write
 
-    def note_alone(self, peer: str, now: int) -> None:
-        """Record that a peer, which knows no majority of the clocks, judges stamps by its own."""
-        spans = self.alone.setdefault(peer, [])
-        if spans and now - spans[-1][1] <= _SAME_SPAN:
-            spans[-1] = spans[-1][0], now
-        else:
-            spans.append((now, now))
+    def note_present(self, peer: str, now: int, ahead_ms: int) -> None:
+        """Record how far what a peer takes for the present is ahead of true time.
+
+        It is behind where the peer knows the clocks of too few others, or of wrong ones.
+        """
+        spans = self.behind.setdefault(peer, [])
+        last = spans[-1] if spans else None
+        if last is not None and now - last.end <= _SAME_SPAN:
+            if abs(ahead_ms - last.ahead_ms) <= _SAME_MS:
+                spans[-1] = last._replace(end=now, ahead_ms=min(last.ahead_ms, ahead_ms))
+                return
+            spans[-1] = last._replace(end=now)
+        if ahead_ms < 0:
+            spans.append(Behind(now, now, ahead_ms))
 
     def note_restamped(self, commit: AnyCommit) -> None:
         """Record the versions that a commit gives to records from the future."""

@@ -21,7 +21,7 @@ from dstash.store.interface import Write
 from dstash.version import MAX_STAMP, Stamp, newest_stamp
 from dstash.wire.envelope import Envelope, encode
 from dstash.wire.messages import Hello
-from tests.simulation.clock import WallClock
+from tests.simulation.clock import WallClock, true_ms
 from tests.simulation.events import MS, SECOND
 from tests.simulation.links import VirtualLinks
 from tests.simulation.membership import Handle, TurnFailed
@@ -333,10 +333,11 @@ class Node:
         self._iterate_again(core.idle_time(self.clock()))
 
     def _note_clock(self, core: PeerCore) -> None:
-        """Record that this peer judges stamps by its own clock, if it does."""
-        is_alone = not core.clock.knows_majority and core.clock.highest_acked() < MAX_STAMP
-        if is_alone and core.view is not None and self.name in core.view.members:
-            self.world.history.note_alone(self.name, self.world.events.now)
+        """Record what this peer takes for the present, if it takes stamps for future ones by it."""
+        now, clock = self.world.events.now, core.clock
+        judges = clock.knows_majority or clock.highest_acked() < MAX_STAMP
+        if judges and core.view is not None and self.name in core.view.members:
+            self.world.history.note_present(self.name, now, clock.present_ms() - true_ms(now))
 
     def _maintain(self, core: PeerCore, links: VirtualLinks) -> None:
         if core.is_idle_at(self.clock()):

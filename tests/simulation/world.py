@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from random import Random
 from statistics import median_low
 from typing import Any, Final
@@ -393,11 +394,7 @@ class World:
             keeps_order=Loss.CLOCK not in self.losses and not self._was_median_wrong(),
             shares_epochs=self.may_share_epochs or bool(self.membership.used_again),
             clocks=[node.clock for node in self.nodes[: self.conditions.peers]],
-            alone=[
-                (node.clock, self.history.alone[node.name])
-                for node in self.nodes
-                if node.name in self.history.alone
-            ],
+            behind=list(chain.from_iterable(self.history.behind.values())),
         )
 
     def _was_median_wrong(self) -> bool:

@@ -43,8 +43,9 @@ def keeps_one(terms: Terms, write: Write, until: int) -> bool:
 def _was_from_the_future(terms: Terms, write: Write, until: int) -> bool:
     """Whether a write was ahead of the cluster clock, at its ack or after clocks were set back.
 
-    A peer that could not read the clocks of a majority took its own for that of the cluster. It
-    reads them from time to time, so it may have used an earlier median.
+    A peer that could not read the clocks of a majority took its own for that of the cluster, and
+    one that read a bare majority may have taken a wrong one. It reads them from time to time, so
+    it may have used an earlier median.
     """
     if not terms.clocks or write.acked is None:
         return False
@@ -54,12 +55,10 @@ def _was_from_the_future(terms: Terms, write: Write, until: int) -> bool:
             return True
     if any(limit > cluster_ms(terms, moment) for moment in _steps(terms, begin, until)):
         return True
-    for clock, spans in terms.alone:
-        for first, last in spans:
-            start, end = max(first, write.invoked), min(last, until)
-            moments = (start, *clock.steps_between(start, end)) if start <= end else ()
-            if any(limit > true_ms(moment) + clock.offset_at(moment) for moment in moments):
-                return True
+    for span in terms.behind:
+        start = max(span.begin, write.invoked)
+        if start <= min(span.end, until) and limit > true_ms(start) + span.ahead_ms:
+            return True
     return False
 
 
