@@ -13,7 +13,7 @@ from tests.simulation.planted.registry import plant, register_conditions
 from tests.simulation.world import World
 
 
-@plant("accepts-below-promise", "I7", "I9", first=7)
+@plant("accepts-below-promise", "I7", "I9", first=43)
 class AcceptsBelowPromise(World):
     """Accepts a round below one that it has promised (V2), while homes change."""
 

@@ -24,7 +24,7 @@ class _Blank(StoreMemory):
         """Drop it."""
 
 
-@plant("amnesiacs-vote", "I1", "I3", first=12)
+@plant("amnesiacs-vote", "I1", "I3", first=14)
 class AmnesiacsVote(World):
     """Treats a new store as if it had the data of the old store."""
 

@@ -25,7 +25,7 @@ class _Forked(World):
         super().__init__(seed, conditions=conditions)
 
 
-@plant("restored-without-jump", *_FOUND)
+@plant("restored-without-jump", *_FOUND, first=13)
 class RestoredWithoutJump(_Forked):
     """Restores a lost topology under the next epoch."""
 
@@ -39,7 +39,7 @@ def _never(last: Topology, stored: Topology) -> bool:
     return False
 
 
-@plant("epochs-shared", *_FOUND, first=85)
+@plant("epochs-shared", *_FOUND, first=88)
 class EpochsShared(_Forked):
     """Takes a topology for the known one because its epoch is the same."""
 

@@ -19,7 +19,7 @@ def _only_its_own(last: Topology | None, stored: Topology, cluster: str) -> bool
     return not is_foreign and supersedes(last, stored, cluster)
 
 
-@plant("foreign-cluster", "I1", "I4", "I6")
+@plant("foreign-cluster", "I1", "I4", "I6", first=15)
 class ForeignCluster(World):
     """Keeps the topology of another cluster although that cluster has not formed."""
 

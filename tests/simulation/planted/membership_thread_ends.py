@@ -7,7 +7,7 @@ from tests.simulation.planted.registry import plant, planted_conditions
 from tests.simulation.world import World
 
 
-@plant("membership-thread-ends", "I4", "I6")
+@plant("membership-thread-ends", "I4", "I6", first=7)
 class MembershipThreadEnds(World):
     """Stops reading the membership after one failed round."""
 

@@ -34,7 +34,7 @@ class _OwnClock(ClusterClock):
         return self.latest()
 
 
-@plant("own-clock", "I1", "I3", "I4", "I6", first=30)
+@plant("own-clock", "I1", "I3", "I4", "I6", first=36)
 class TrustsItsOwnClock(World):
     """Accepts, promises and starts by its own clock."""
 

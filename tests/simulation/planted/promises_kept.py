@@ -16,7 +16,7 @@ from tests.simulation.planted.registry import plant, planted_conditions
 from tests.simulation.world import World
 
 
-@plant("promises-kept", "I4")
+@plant("promises-kept", "I4", first=31)
 class KeepsPromises(World):
     """Refuses older records until the promise ends, whether or not replicas agreed."""
 

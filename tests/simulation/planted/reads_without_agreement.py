@@ -16,7 +16,7 @@ def _first(_: Attempt, shown: Shown, __: Iterable[str] = ()) -> Version | None:
     return shown.highest if shown.held else None
 
 
-@plant("reads-without-agreement", "I7", "I9", first=15)
+@plant("reads-without-agreement", "I7", "I9", first=23)
 class ReadsWithoutAgreement(World):
     """Does not wait for a quorum that shows one version (P3), while homes change."""
 

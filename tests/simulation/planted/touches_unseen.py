@@ -15,7 +15,7 @@ from tests.simulation.profiles.meetings import late_touch
 from tests.simulation.world import World
 
 
-@plant("touches-unseen", "I1", "I3", "I4")
+@plant("touches-unseen", "I1", "I3", "I4", first=3)
 class TouchesAreUnseen(World):
     """Judges a record by its last touch when replicas agree on a horizon.
 

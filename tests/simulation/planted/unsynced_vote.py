@@ -12,7 +12,7 @@ from tests.simulation.planted.registry import plant, planted_conditions
 from tests.simulation.world import World
 
 
-@plant("unsynced-vote", "I1", "I3", "I6", first=9)
+@plant("unsynced-vote", "I1", "I3", "I6", first=4)
 class UnsyncedVote(World):
     """Relies on what other peers remember, who have not heard of the last commits."""
 
