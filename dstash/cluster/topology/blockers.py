@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dstash.cluster.topology.topology import State
@@ -54,7 +54,7 @@ def _unstreamed_stores(view: View) -> Iterator[str]:
             yield from _without_sources(view, peer, held)
 
 
-def _without_sources(view: View, peer: str, partitions: list[int]) -> Iterator[str]:
+def _without_sources(view: View, peer: str, partitions: Sequence[int]) -> Iterator[str]:
     """Report the partitions of a peer that have too few live sources."""
     missing: Counter[tuple[tuple[str, ...], int]] = Counter()
     for owners in map(view.readers.__getitem__, partitions):

@@ -6,8 +6,10 @@ compare-and-set lets one proposal win.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from dstash.cluster.topology import drops
 from dstash.cluster.topology.announcement import Announcement
@@ -16,6 +18,7 @@ from dstash.cluster.topology.indexes import settings
 from dstash.cluster.topology.joining import is_newcomer, member_of, with_change_begun, without_data
 from dstash.cluster.topology.life import Life
 from dstash.cluster.topology.registers import check_lowering, check_version
+from dstash.cluster.topology.rendezvous import Table
 from dstash.cluster.topology.topology import Change, Member, State, Topology
 from dstash.cluster.topology.view import placement, survivors_lack_quorum
 from dstash.errors import ChangeConflict, UsageError
@@ -25,18 +28,23 @@ from dstash.version import Stamp
 Proposal = Callable[[Topology], Topology | None]
 
 
-def incoming(topology: Topology) -> dict[str, list[int]]:
+def incoming(topology: Topology) -> Mapping[str, tuple[int, ...]]:
     """Return, by member, the partitions that it must stream in the running topology change."""
-    gained: dict[str, list[int]] = {}
     if topology.change is None:
-        return gained
+        return {}
     before = placement(topology.before(), topology.replicas)
     after = placement(topology.after(), topology.replicas)
+    return _gains(before, after)
+
+
+@functools.lru_cache(maxsize=4)  # it is asked for in each round of a change, and by each status
+def _gains(before: Table, after: Table) -> Mapping[str, tuple[int, ...]]:
+    gained: dict[str, list[int]] = {}
     for number, (old, new) in enumerate(zip(before, after, strict=True)):
         if old != new:
             for peer in new if survivors_lack_quorum(old, new) else set(new).difference(old):
                 gained.setdefault(peer, []).append(number)
-    return gained
+    return MappingProxyType({peer: tuple(numbers) for peer, numbers in gained.items()})
 
 
 def complete(topology: Topology, peer: str, number: int) -> Topology | None:

@@ -6,7 +6,7 @@ the topology step that says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import structlog
@@ -36,7 +36,7 @@ class _Wanted(NamedTuple):
     """Partitions that the view asks a peer to stream, and the topology step at the end."""
 
     purpose: _Purpose
-    partitions: list[int]
+    partitions: Sequence[int]
     step: Proposal
 
 
@@ -141,7 +141,7 @@ class Gains:
             is_same = transitions.incoming(latest).get(me) == gained
             return step(latest, me, number) if is_same else None
 
-        purpose = (_REGISTERS if are_registers else "change", number, tuple(gained))
+        purpose = (_REGISTERS if are_registers else "change", number, gained)
         return _Wanted(purpose, gained, complete)
 
     def _begin(self, wanted: _Wanted) -> None:
