@@ -157,12 +157,12 @@ class Counted(NamedTuple):
     number: int
 
 
-class Behind(NamedTuple):
-    """A span (microseconds) in which what a peer took for the present was behind true time."""
+class Present(NamedTuple):
+    """A span (microseconds) in which a peer took about the same time for the present."""
 
     begin: int
     end: int
-    #: Negative (milliseconds); the lowest in the span.
+    #: How far that was ahead of true time (milliseconds): the lowest in the span.
     ahead_ms: int
 
 
@@ -190,8 +190,8 @@ class History:
     #: By key, the calls on registers, and the changes that were applied.
     registers: dict[str, list[RegisterCall]] = field(default_factory=dict)
     steps: dict[str, list[Step]] = field(default_factory=dict)
-    #: By peer, the spans in which it took an earlier time for the present.
-    behind: dict[str, list[Behind]] = field(default_factory=dict)
+    #: By peer, what it took for the present.
+    presents: dict[str, list[Present]] = field(default_factory=dict)
     #: The versions that peers gave to records from the future.
     restamped: set[Version] = field(default_factory=set)
     #: How many calls on registers have not ended.
@@ -210,15 +210,14 @@ class History:
 
         It is behind where the peer knows the clocks of too few others, or of wrong ones.
         """
-        spans = self.behind.setdefault(peer, [])
+        spans = self.presents.setdefault(peer, [])
         last = spans[-1] if spans else None
         if last is not None and now - last.end <= _SAME_SPAN:
             if abs(ahead_ms - last.ahead_ms) <= _SAME_MS:
                 spans[-1] = last._replace(end=now, ahead_ms=min(last.ahead_ms, ahead_ms))
                 return
             spans[-1] = last._replace(end=now)
-        if ahead_ms < 0:
-            spans.append(Behind(now, now, ahead_ms))
+        spans.append(Present(now, now, ahead_ms))
 
     def note_restamped(self, commit: AnyCommit) -> None:
         """Record the versions that a commit gives to records from the future."""

@@ -394,7 +394,7 @@ class World:
             keeps_order=Loss.CLOCK not in self.losses and not self._was_median_wrong(),
             shares_epochs=self.may_share_epochs or bool(self.membership.used_again),
             clocks=[node.clock for node in self.nodes[: self.conditions.peers]],
-            behind=list(chain.from_iterable(self.history.behind.values())),
+            presents=list(chain.from_iterable(self.history.presents.values())),
         )
 
     def _was_median_wrong(self) -> bool:

@@ -55,7 +55,7 @@ def _was_from_the_future(terms: Terms, write: Write, until: int) -> bool:
             return True
     if any(limit > cluster_ms(terms, moment) for moment in _steps(terms, begin, until)):
         return True
-    for span in terms.behind:
+    for span in terms.presents:
         start = max(span.begin, write.invoked)
         if start <= min(span.end, until) and limit > true_ms(start) + span.ahead_ms:
             return True

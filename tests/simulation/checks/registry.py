@@ -8,7 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tests.simulation.clock import WallClock
-from tests.simulation.history import Behind, History, Place
+from tests.simulation.history import History, Place, Present
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -40,8 +40,9 @@ class Terms(NamedTuple):
     and peers may have restamped records.
     ``shares_epochs``: whether two topologies of one epoch, with other settings, may have existed.
     ``clocks``: of the members. A record that is from the future by their median, and that a single
-    replica has, loses to any other write. ``behind`` has the spans in which a peer took an earlier
-    time for the present, because it could not read the clocks of a majority, or of wrong ones only.
+    replica has, loses to any other write. ``presents`` has what each
+    peer took for the present: it is early where it could not read the clocks of a majority, or
+    only wrong ones.
     """
 
     replicas: int
@@ -51,7 +52,7 @@ class Terms(NamedTuple):
     keeps_order: bool = True
     shares_epochs: bool = False
     clocks: Sequence[WallClock] = ()
-    behind: Sequence[Behind] = ()
+    presents: Sequence[Present] = ()
 
 
 class Run(NamedTuple):
