@@ -206,7 +206,7 @@ def test_signal_handler_closes_client_during_a_call(seeds: list[str]) -> None:
             except ClosedError:
                 closed += 1
             disarm()
-        print(closed, slowest < 1)
+        print(closed, slowest < 5)  # the timeout is 20 s
         """,
         seeds,
     )
@@ -237,7 +237,7 @@ def test_close_fails_and_awaits_calls_of_other_threads(seeds: list[str]) -> None
         took = time.monotonic() - began
         for thread in threads:
             thread.join(10)
-        print(errors, took < 3)
+        print(errors, took < 5)  # the timeout is 20 s
         """,
         seeds,
     )

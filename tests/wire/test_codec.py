@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -168,12 +167,10 @@ BOMBS = {
 
 @pytest.mark.parametrize("bomb", BOMBS)
 @pytest.mark.parametrize("read", READERS)
-def test_bombs_are_refused_in_little_memory_and_time(read: Reader, bomb: str) -> None:
-    frame = BOMBS[bomb]
-    began = time.process_time()
+def test_bombs_are_refused_in_little_memory(read: Reader, bomb: str) -> None:
+    # With millions of items, time that grew with their square would exceed the limit of a test.
     with at_most(80), contextlib.suppress(ProtocolError):
-        read(frame)
-    assert time.process_time() - began < 5  # much less without tracing of memory
+        read(BOMBS[bomb])
 
 
 @pytest.mark.parametrize("bomb", [name for name in BOMBS if "list" in name or "deep" in name])
