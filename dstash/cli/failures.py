@@ -41,7 +41,6 @@ def explain(error: Exception) -> int:
         return error.exit_code
     if isinstance(error, typer.TyperException):
         if text := error.format_message():  # empty if a group without command printed its help
-            text = text.replace("Value error, ", "")  # pydantic's prefix
             output.message(f"{text} (see {_help_for(error)})")
         return UsageError.exit_code
     if isinstance(error, typer.Abort):

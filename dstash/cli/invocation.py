@@ -102,16 +102,17 @@ class Invocation:
 
         Args:
             name: ``output``, ``config`` or the key of a setting.
+            value: as given; a form of output and a path may still be texts.
 
         Raises:
             UsageError: the option applies to the whole shell only.
         """
         if name == "output":
-            return replace(self, output=value)
+            return replace(self, output=Output(value))
         if self.kept is not None:
             raise _of_whole_shell(name)
         if name == "config":
-            return replace(self, config=value)
+            return replace(self, config=Path(value))
         return replace(self, flags={**self.flags, name: value})
 
     def client(self) -> AbstractContextManager[Client]:

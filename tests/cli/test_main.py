@@ -99,7 +99,7 @@ def test_global_options_may_follow_the_command(dstash: Dstash, tmp_path: Path) -
     # The last one counts, as it does for other options.
     assert dstash("-o", "json", "config", "show", "-o", "table").out.startswith("setting ")
     # An option of the command itself goes before.
-    assert "'-n' / '--peers': Input should be" in dstash("dev", "up", "--peers", "0").err
+    assert "'-n' / '--peers': 0 is not in the range" in dstash("dev", "up", "--peers", "0").err
 
 
 def test_help_and_version_succeed(dstash: Dstash) -> None:
