@@ -18,8 +18,8 @@ _KEYS = 300
 _TOGETHER = 50
 _NUMBERS = itertools.count(1)
 #: Without a pause, three threads use all cores, at the expense of peers and other tests. ``make
-#: soak`` does that, which also requires a rate. With this pause, a load takes a quarter of a core.
-_PAUSE = 0.0 if int(os.environ.get("SOAK", "1")) > 1 else 0.03
+#: soak`` does that, which also requires a rate. With this pause, a load takes an eighth of a core.
+_PAUSE = 0.0 if int(os.environ.get("SOAK", "1")) > 1 else 0.06
 
 
 @dataclass

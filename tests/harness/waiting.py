@@ -11,32 +11,33 @@ T = TypeVar("T")
 #: Timeout in seconds for events that are immediate on an idle machine.
 PATIENCE = 60.0
 
-_POLL = 0.02
-#: The longest pause between two calls, after a call of the same duration.
-_LONGEST_POLL = 0.25
+#: The shortest and the longest pause between two calls of a predicate, in seconds.
+_SHORTEST_PAUSE = 0.01
+_LONGEST_PAUSE = 0.25
 
 
 def wait_until(predicate: Callable[[], T], timeout: float, what: str) -> T:
     """Call ``predicate`` until it returns a true value, and return that.
 
     Args:
-        predicate: called every 20 ms, or less often if a call takes longer, to leave the CPU to
-        other processes.
+        predicate: called ever less often, and less often still if a call takes long, to leave the
+            CPU to the processes that are waited for.
         timeout: seconds.
         what: describes the event in the error message.
 
     Raises:
         AssertionError: the timeout passed.
     """
-    deadline = time.monotonic() + timeout
+    first = time.monotonic()
     while True:
         began = time.monotonic()
         if found := predicate():
             return found
         now = time.monotonic()
-        if now > deadline:
+        if now > first + timeout:
             raise AssertionError(f"not within {timeout:g} s: {what} (last seen: {found!r})")
-        time.sleep(min(max(now - began, _POLL), _LONGEST_POLL))
+        pause = max(_SHORTEST_PAUSE, (now - first) / 10, 3 * (now - began))
+        time.sleep(min(pause, _LONGEST_PAUSE))
 
 
 def wait_for_rest(count: Callable[[], T], seconds: float, timeout: float, what: str) -> T:
@@ -60,6 +61,7 @@ def wait_for_rest(count: Callable[[], T], seconds: float, timeout: float, what: 
 def stays_true(predicate: Callable[[], object], seconds: float, what: str) -> None:
     """Fail as soon as ``predicate`` returns a false value within ``seconds``."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    while (began := time.monotonic()) < deadline:
         assert predicate(), f"no longer so: {what}"
-        time.sleep(_POLL)
+        took = time.monotonic() - began
+        time.sleep(min(max(2 * _SHORTEST_PAUSE, 3 * took), _LONGEST_PAUSE))

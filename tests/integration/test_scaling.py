@@ -303,7 +303,7 @@ def lose_zone(cluster: Peers, load: Load) -> None:
     for name in ("p3", "p4"):
         cluster[name].kill()
     before = load.operations
-    wait_until(lambda: load.errors or load.operations > before + 300, PATIENCE, "calls succeed")
+    wait_until(lambda: load.errors or load.operations > before + 150, PATIENCE, "calls succeed")
     for name in ("p3", "p4"):
         cluster[name].start()
     for name in ("p3", "p4"):
