@@ -40,9 +40,8 @@ class Terms(NamedTuple):
     and peers may have restamped records.
     ``shares_epochs``: whether two topologies of one epoch, with other settings, may have existed.
     ``clocks``: of the members. A record that is from the future by their median, and that a single
-    replica has, loses to any other write. ``presents`` has what each
-    peer took for the present: it is early where it could not read the clocks of a majority, or
-    only wrong ones.
+    replica has, loses to any other write. ``presents`` has what each peer took for the present: it
+    is early where it could not read the clocks of a majority, or only wrong ones.
     """
 
     replicas: int
