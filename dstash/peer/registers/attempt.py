@@ -93,14 +93,21 @@ class Attempt:
     def is_held_up(self, number: int) -> bool:
         """Whether no quorum exists without voters that may have promised rounds from ``number`` on.
 
-        They have promised one, or do not know what they have promised (V4).
+        They have promised one, or do not know what they have promised (V4). The others are enough
+        only if those of them whose records are sound can show what a quorum holds.
         """
-        names = [
+        ahead = {
             name
             for name, vote in self.votes.items()
             if vote.verdict in (Verdict.PREEMPTED, Verdict.CORRUPT) and vote.past >= number
+        }
+        rest = [name for name in self.voters.members if name not in ahead]
+        sighted = [
+            name
+            for name in rest
+            if name not in self.votes or self.votes[name].verdict not in _WITHOUT_SIGHT
         ]
-        return not self.voters.is_quorum([*set(self.voters.members).difference(names)])
+        return not (self.voters.is_quorum(rest) and self.voters.have_all(sighted))
 
     @property
     def past(self) -> int:
@@ -162,6 +169,8 @@ class Attempt:
 
 #: Verdicts that are votes.
 _VOTES = frozenset({Verdict.VOTED, Verdict.UNSETTLED, Verdict.BLIND})
+#: Verdicts of voters whose record is corrupt: what they held is unknown.
+_WITHOUT_SIGHT = frozenset({Verdict.CORRUPT, Verdict.BLIND})
 
 
 class Shown:

@@ -148,3 +148,19 @@ def test_corrupt_register_with_a_bound_of_the_future_is_replaced() -> None:
     result = callers.run(callers.change(Kind.INCREMENT, KEY, home="b")).result
     assert (result.outcome, result.value) == (Outcome.APPLIED, b"\x02")
     assert result.version > ahead
+
+
+@pytest.mark.parametrize("home", ["a", "b", "c"])
+def test_corrupt_register_is_no_voter_that_can_do_without_the_promise_of_another(
+    joined: Joined, callers: Callers, home: str
+) -> None:
+    """Without a, which promised more, b and c are a quorum, but b cannot show what it holds."""
+    promise_of_the_future(joined, "b", "c")
+    number = promise_of_the_future(joined, "a", ahead=HOUR + 3000)
+    store = joined.stores["b"]
+    store.high_water = stamp_at(joined.now + HOUR)
+    store.records[PLACE] = store.records[PLACE][:-1] + b"?"
+    for value in (b"\x02", b"\x03"):
+        result = callers.run(callers.change(Kind.INCREMENT, KEY, home=home)).result
+        assert (result.outcome, result.value) == (Outcome.APPLIED, value)
+    assert result.version > stamp_at(number)
