@@ -41,6 +41,8 @@ _RETRY_DOWN_MS: Final = 1000
 _CHECK_INTERVAL_MS: Final = 100
 #: How long (milliseconds) a stop waits at most until other peers have the last report.
 _LAST_REPORT_MS: Final = 500
+#: How soon (milliseconds) it is sent again to a member that it did not reach.
+_LAST_RETRY_MS: Final = 50
 
 
 class Freshness:
@@ -73,6 +75,8 @@ class Freshness:
         self._next_look = 0
         self._next_mark = 0
         self._last_report_until: int | None = None
+        #: Members that the last report has not reached.
+        self._reporting: set[str] = set()
         self._claims = Claims(self._local_partitions.lineage, self._local_partitions.store.store_id)
         #: Members to ask again because a client has seen a newer state of this store.
         self._to_confirm: set[str] = set()
@@ -197,23 +201,42 @@ class Freshness:
     # -- the last report
 
     def send_last_report(self, now: int) -> None:
-        """Report once to all members how new this store is, because the process stops."""
-        if self._last_report_until is None and self._view is not None and self._may_report():
+        """Report to all members how new this store is, and keep what they reported.
+
+        The process stops, so that this is its last chance. A member that is not connected, because
+        one of both has just started, is tried again for as long as the stop may wait.
+        """
+        if self._last_report_until is not None:
+            return
+        self._last_report_until = now
+        if self._view is not None and self._may_report():
             self._last_report_until = now + _LAST_REPORT_MS
             own = self._local_partitions.store.high_water
             for peer in sorted(self._view.alive & self._view.members.keys()):
                 if peer != self._replica.me and self._reported.get(peer, (0, 0))[0] != own:
-                    self._ask(peer)
-            if self._local_partitions.memory.is_dirty:
-                self._scheduler.spawn("seen:keep", self._keep())
-        elif self._last_report_until is None:
-            self._last_report_until = now
+                    self._reporting.add(peer)
+                    self._scheduler.spawn(f"seen:{peer}", self._report_last(peer))
+        if self._local_partitions.memory.is_dirty:
+            self._scheduler.spawn("seen:keep", self._keep())
 
     def awaits_last_report(self, now: int) -> bool:
         """Whether a process that stops has to send the last report, or waits for its answers."""
         if self._last_report_until is None:
             return True
-        return bool(self._asking) and now < self._last_report_until
+        return bool(self._reporting) and now < self._last_report_until
+
+    def _report_last(self, peer: str) -> Task:
+        while True:
+            try:
+                evidence = yield from collect_evidence(
+                    self._replica, peer, report_own=True, wants_others=False
+                )
+            except DStashError:
+                yield Pause(_LAST_RETRY_MS)
+            else:
+                self._reporting.discard(peer)
+                self._take(peer, evidence)
+                return
 
     # -- inside
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from dstash.cluster.replication.lineage import StoreMemory
 from dstash.cluster.topology import transitions
 from dstash.cluster.topology.joining import with_seen
+from dstash.cluster.topology.life import Life
 from dstash.cluster.topology.topology import Restored, Topology
 from dstash.cluster.topology.view import View
 from dstash.errors import NotReady, StaleEpoch
@@ -229,6 +231,36 @@ def test_stop_announces_the_last_write(joined: Restarted) -> None:
     newest = joined.stores["a"].high_water
     assert joined.peers["b"].local_partitions.memory.newest_stamp("store-a") == newest
     assert joined.peers["c"].local_partitions.memory.newest_stamp("store-a") == newest
+
+
+def test_last_report_reaches_a_member_that_is_not_connected_at_once(joined: Restarted) -> None:
+    joined.pass_time(3)
+    joined.put({"k": 1}, level="all")
+    newest = joined.stores["a"].high_water
+    core = joined.peers["a"]
+    joined.down = {"b"}
+    core.health.stopping = True
+    joined.settle()
+    assert core.has_work
+    assert joined.peers["c"].local_partitions.memory.newest_stamp("store-a") == newest
+    joined.down = set()
+    joined.now += 100
+    joined.settle()
+    assert joined.peers["b"].local_partitions.memory.newest_stamp("store-a") == newest
+    assert not core.has_work
+
+
+def test_peer_that_may_not_report_keeps_what_others_reported(joined: Restarted) -> None:
+    joined.pass_time(3)
+    joined.end("a", "b")
+    joined.start("a")
+    core = joined.peers["a"]
+    assert not joined.votes("a")
+    core.local_partitions.memory.note("store-b", Life(7, 8, 9))
+    core.health.stopping = True
+    joined.settle()
+    assert not core.has_work
+    assert StoreMemory(joined.stores["a"]).newest("store-b") == Life(7, 8, 9)
 
 
 def test_stop_does_not_wait_for_silent_members(joined: Restarted) -> None:
