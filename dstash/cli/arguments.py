@@ -20,7 +20,7 @@ STDIN: Final = "-"
 
 IndexName = Annotated[str, typer.Argument(metavar="INDEX", help="Name of the index.")]
 KeyText = Annotated[str, typer.Argument(metavar="KEY", help="Key, as text.")]
-KeyTexts = Annotated[list[str], typer.Argument(metavar="KEY", help="One or more keys.")]
+KeyTexts = Annotated[list[str], typer.Argument(metavar="KEY...", help="One or more keys.")]
 Prefix = Annotated[
     str, typer.Argument(metavar="PREFIX", help="Only keys with this prefix.", show_default=False)
 ]

@@ -21,7 +21,7 @@ from tests.cli.conftest import Dstash
         (["KEYS", "i"], "No such command 'KEYS'. Did you mean 'scan --keys'?"),
         (["cluster", "set"], "No such command 'set'."),
         (["get"], "Missing argument 'INDEX'"),
-        (["get", "index"], "Missing argument 'KEY'"),
+        (["get", "index"], "Missing argument 'KEY...'"),
         (["--nope"], "No such option: --nope"),
         (["-o", "xml", "count", "i"], "--output': 'xml' is not one of 'table', 'json'"),
         (["count", "i", "-o", "xml"], "--output': 'xml' is not one of 'table', 'json'"),

@@ -27,7 +27,12 @@ _HEADINGS: Final = (
 
 def bench(
     ctx: typer.Context,
-    work: Annotated[Work, typer.Argument(help="Kind of calls; mixed and batch have 90 % reads.")],
+    work: Annotated[
+        Work,
+        typer.Argument(
+            metavar="put|get|mixed|batch", help="Kind of calls; mixed and batch have 90 % reads."
+        ),
+    ],
     concurrency: Annotated[
         int, typer.Option("--concurrency", min=1, max=100_000, help="Concurrent calls.")
     ] = 16,

@@ -42,14 +42,14 @@ _PLANNED: Final = ("add", "remove", "replace", "forget", "force-remove")
 
 Members = Annotated[
     list[str],
-    typer.Argument(metavar="PEER", help="Ids of members.", autocompletion=member_ids),
+    typer.Argument(metavar="PEER...", help="Ids of members.", autocompletion=member_ids),
 ]
 Known = Annotated[
-    list[str], typer.Argument(metavar="PEER", help="Ids of peers.", autocompletion=peer_ids)
+    list[str], typer.Argument(metavar="PEER...", help="Ids of peers.", autocompletion=peer_ids)
 ]
 Waiting = Annotated[
     list[str],
-    typer.Argument(metavar="PEER", help="Ids of waiting peers.", autocompletion=candidate_ids),
+    typer.Argument(metavar="PEER...", help="Ids of waiting peers.", autocompletion=candidate_ids),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the effect; change nothing.")]
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask for confirmation.")]

@@ -90,7 +90,7 @@ def set_(
     index: IndexName,
     settings: Annotated[
         list[str],
-        typer.Argument(metavar="NAME=TIME", help="ttl=1h, max_ttl=7d; ttl=none removes it."),
+        typer.Argument(metavar="NAME=TIME...", help="ttl=1h, max_ttl=7d; ttl=none removes it."),
     ],
 ) -> None:
     """Change the settings of an index, which peers apply to the writes of all clients.

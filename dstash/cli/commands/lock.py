@@ -30,7 +30,8 @@ def lock(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the lock.")],
     command: Annotated[
-        list[str], typer.Argument(metavar="-- COMMAND", help="Command to run, with its arguments.")
+        list[str],
+        typer.Argument(metavar="-- COMMAND...", help="Command to run, with its arguments."),
     ],
     ttl: Ttl = None,
     wait: Annotated[

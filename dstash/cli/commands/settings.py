@@ -49,7 +49,7 @@ def check(
     named: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="FILE", help="Settings file. Default: that of --config.", show_default=False
+            metavar="FILE...", help="Settings file. Default: that of --config.", show_default=False
         ),
     ] = None,
     kind: KindOption = None,
@@ -97,7 +97,9 @@ def show(
 @app.command()
 def example(
     ctx: typer.Context,
-    kind: Annotated[Kind, typer.Argument(help="Kind of settings.", show_default=False)],
+    kind: Annotated[
+        Kind, typer.Argument(metavar="peer|client", help="Kind of settings.", show_default=False)
+    ],
 ) -> None:
     """Print a settings file that explains every setting and its default."""
     run = invocation.of(ctx)
