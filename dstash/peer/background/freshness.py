@@ -142,15 +142,18 @@ class Freshness:
         return text
 
     def streamed(self) -> Task:
-        """Take note that the store has all its data again; durably, if it had lost it.
+        """Take note that the store has all its data; durably, if it was streamed completely.
 
-        From then on, what other peers remember of the old store no longer counts.
+        From then on, what other peers remember of the old store no longer counts. A newcomer may
+        have lost data as well, after it had told that it was complete.
         """
         view = self._view
         member = view.members.get(self._replica.me) if view is not None else None
         self._confirmed = True
-        if view is None or member is None or member.synced:
+        if view is None or member is None:
             return
+        if member.synced and not is_newcomer(view.topology, member):
+            return  # it has gained some partitions, and kept what it had
         lineage = self._local_partitions.lineage
         mark = lineage.rebase(self._replica.wall(), view.epoch, self._claims.highest_number)
         while True:

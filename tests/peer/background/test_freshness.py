@@ -10,6 +10,7 @@ import pytest
 
 from dstash.cluster.replication.lineage import StoreMemory
 from dstash.cluster.topology import transitions
+from dstash.cluster.topology.announcement import FEATURES, Announcement
 from dstash.cluster.topology.joining import with_seen
 from dstash.cluster.topology.life import Life
 from dstash.cluster.topology.topology import Restored, Topology
@@ -21,6 +22,7 @@ from dstash.peer.background.claims import SUSPECTED
 from dstash.peer.background.maintenance import Pace
 from dstash.peer.core import PeerCore
 from dstash.store.interface import LACKING_MARK
+from dstash.store.memory import TwinStore
 from dstash.wire import codec
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import Error, Hello, Lookup, TopologyRequest, Welcome
@@ -626,6 +628,39 @@ def test_store_whose_machine_stopped_before_a_sync_is_streamed_again(joined: Res
     assert joined.record("a", "k") == joined.record("b", "k")
     assert not copy.may_lack_writes
     assert copy.marks[LACKING_MARK] == b""
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_complete_newcomer_that_lost_data_is_streamed_once_more(is_old: bool) -> None:
+    joined = Restarted("abcd")
+    joined.put({"k": 1}, level="all")
+    joined.stores["d"] = TwinStore("store-d")
+    joined.end("d")
+    newcomer = Announcement("d", "tcp://d:1", "store-d", "z-d", 1.0, features=FEATURES)
+    joined.topology = transitions.add(joined.topology.without("d").next(), [newcomer])
+    joined.start("d")
+    copy = deepcopy(joined.stores["d"])
+    joined.pass_time(3)
+    assert joined.topology.change is not None
+    assert joined.topology.change.complete == ("d",)
+    joined.put({"k": 2}, level="all")
+    joined.pass_time(3)
+    first = joined.topology.change.number
+    joined.end("d")
+    if is_old:
+        joined.stores["d"] = copy
+    else:
+        joined.stores["d"].may_lack_writes = True
+    joined.start("d")
+    joined.pass_time(6)
+    change = joined.topology.change
+    assert change is not None
+    assert change.complete == ("d",)
+    assert change.number == first + 2, "it has begun once more"
+    assert joined.votes("d")
+    joined.pass_time(20)
+    assert joined.topology.change == change
+    assert not joined.stores["d"].may_lack_writes
 
 
 def test_sole_replica_serves_after_its_machine_stopped_before_a_sync() -> None:
