@@ -39,8 +39,9 @@ class WallClock:
         return max(self.worst_ms, abs(self.offset_ms) + abs(self._drifted()) // 1_000 + 1)
 
     def step(self, milliseconds: int) -> None:
-        """Set the clock forward or back."""
+        """Set the clock forward or back, but not before 1970, which no system allows."""
         self.worst_ms = self.error_ms()
+        milliseconds = max(milliseconds, -self())
         self.offset_ms += milliseconds
         self._steps.append((self._events.now, self.offset_ms))
         self.worst_ms = max(self.worst_ms, self.error_ms())
