@@ -145,7 +145,7 @@ class Freshness:
         """Take note that the store has all its data; durably, if it was streamed completely.
 
         From then on, what other peers remember of the old store no longer counts. A newcomer may
-        have lost data as well, after it had told that it was complete.
+        have lost data as well, after it had been complete.
         """
         view = self._view
         member = view.members.get(self._replica.me) if view is not None else None
