@@ -142,18 +142,17 @@ class Freshness:
         return text
 
     def streamed(self) -> Task:
-        """Take note that the store has all its data; durably, if it was streamed completely.
+        """Take note, durably, that a store that did not count has all its data.
 
         From then on, what other peers remember of the old store no longer counts. A newcomer may
-        have lost data as well, after it had been complete.
+        have lost data as well, after it had been complete. A store that counts has only gained some
+        partitions, or their registers: that is no evidence about the rest.
         """
         view = self._view
         member = view.members.get(self._replica.me) if view is not None else None
-        self._confirmed = True
-        if view is None or member is None:
+        if view is None or member is None or self._votes(view):
             return
-        if member.synced and not is_newcomer(view.topology, member):
-            return  # it has gained some partitions, and kept what it had
+        self._confirmed = True
         lineage = self._local_partitions.lineage
         mark = lineage.rebase(self._replica.wall(), view.epoch, self._claims.highest_number)
         while True:

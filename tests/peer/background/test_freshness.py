@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dstash.cluster.replication.lineage import StoreMemory
+from dstash.cluster.replication.lineage import LINEAGE_MARK, StoreMemory
 from dstash.cluster.topology import transitions
 from dstash.cluster.topology.announcement import FEATURES, Announcement
 from dstash.cluster.topology.joining import with_seen
@@ -661,6 +661,19 @@ def test_complete_newcomer_that_lost_data_is_streamed_once_more(is_old: bool) ->
     joined.pass_time(20)
     assert joined.topology.change == change
     assert not joined.stores["d"].may_lack_writes
+
+
+def test_streaming_to_a_store_that_counts_is_no_evidence_about_it(joined: Restarted) -> None:
+    joined.pass_time(3)
+    joined.end("a", "b", "c")
+    joined.start("a")
+    freshness = joined.peers["a"].maintenance.freshness
+    assert not joined.votes("a")
+    base = joined.stores["a"].marks.get(LINEAGE_MARK)
+    assert list(freshness.streamed()) == [], "as after gained partitions, or registers"
+    joined.pass_time(1)
+    assert not joined.votes("a")
+    assert joined.stores["a"].marks.get(LINEAGE_MARK) == base
 
 
 def test_sole_replica_serves_after_its_machine_stopped_before_a_sync() -> None:
