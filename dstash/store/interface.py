@@ -196,7 +196,16 @@ class Store(Protocol):
 
     @property
     def high_water(self) -> Stamp:
-        """The newest stamp ever committed."""
+        """A stamp that grows with every commit of records or votes: how new the store is.
+
+        It is not below any stamp that was ever committed. If it were the newest of these, a store
+        that lost older records, received from other replicas, would not be recognised.
+        """
+        ...
+
+    @property
+    def newest(self) -> Stamp:
+        """A stamp that no stored record exceeds, except registers; at most ``high_water``."""
         ...
 
     @property

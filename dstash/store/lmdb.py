@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,16 +46,16 @@ from dstash.store.interface import (
 )
 from dstash.store.lmdb_errors import translated
 from dstash.store.lock import DirectoryLock
-from dstash.store.merge import merge
+from dstash.store.merge import merge, raised
 from dstash.store.offline.integrity import can_be_read
 from dstash.store.online.compaction import Compacted, Progress, compact
-from dstash.store.register.votes import Accepts, raised
+from dstash.store.register.votes import Accepts
 from dstash.store.reserve import free_bytes
 from dstash.store.sharing.heartbeat import silence
 from dstash.store.sharing.lock_file import drop_unfit_lock_file
 from dstash.store.space import Space
 from dstash.types import Durability
-from dstash.version import Stamp, Version, highest_version, newest_stamp
+from dstash.version import MAX_STAMP, Stamp, Version, highest_version, newest_stamp
 
 _log = structlog.get_logger("dstash.store")
 
@@ -202,6 +202,7 @@ class LmdbStore(LiveEnvironment):
             self._identity = self._read_identity(transaction)
             self._high_water = int.from_bytes(transaction.get(_KEY_HIGH_WATER, b"\0"), "big")
             self._ceiling = highest_version(self._high_water)
+            self._newest = self._high_water
 
     def _read_identity(self, transaction: Any) -> Identity | None:
         cluster, peer = transaction.get(_KEY_CLUSTER), transaction.get(_KEY_PEER)
@@ -221,8 +222,13 @@ class LmdbStore(LiveEnvironment):
 
     @property
     def high_water(self) -> Stamp:
-        """The newest stamp ever committed."""
+        """A stamp that grows with every commit, and is not below any that was committed."""
         return self._high_water
+
+    @property
+    def newest(self) -> Stamp:
+        """A stamp that no stored record exceeds, except registers."""
+        return self._newest
 
     def adopt(self, identity: Identity) -> None:
         """Set the owner of the store."""
@@ -291,13 +297,12 @@ class LmdbStore(LiveEnvironment):
 
     def commit(self, writes: Sequence[Write]) -> list[Merged]:
         """Merge writes in one transaction."""
-        newest = max([self._high_water, *(write.newest for write in writes)])
 
         def work(transaction: Any) -> tuple[list[Merged], Version, Stamp]:
             with transaction.cursor(self._records) as cursor:
                 mergeable = self._mergeable(transaction, cursor)
                 merged, ceiling = merge(mergeable, writes, self._ceiling)
-            high_water = raised(newest, chain.from_iterable(item.votes for item in merged))
+            high_water = raised(self._high_water, writes, merged)
             if self._format != REGISTER_FORMAT and any(item.registers for item in merged):
                 transaction.put(_KEY_FORMAT, str(REGISTER_FORMAT).encode(), db=self._meta)
             if high_water != self._high_water:
@@ -311,6 +316,7 @@ class LmdbStore(LiveEnvironment):
         merged, self._ceiling, self._high_water = self._write(
             work, lambda: _needed(writes), may_spend=may_spend
         )
+        self._newest = max([self._newest, *(write.newest for write in writes)])
         self.synced_in = time.perf_counter() - self._merged_at
         if any(item.registers for item in merged):
             self._format = REGISTER_FORMAT
@@ -320,7 +326,8 @@ class LmdbStore(LiveEnvironment):
         """Store one record that is stamped after all others."""
         if version <= self._ceiling:
             return False
-        high_water = max(self._high_water, newest_stamp(version))
+        newest = newest_stamp(version)
+        high_water = min(MAX_STAMP, max(self._high_water + 1, newest))
 
         def work(transaction: Any) -> None:
             if self._journal is not None:
@@ -331,6 +338,7 @@ class LmdbStore(LiveEnvironment):
 
         self._write(work, lambda: len(record) + _BYTES_PER_RECORD, may_spend=False)
         self._ceiling, self._high_water = version, high_water
+        self._newest = max(self._newest, newest)
         self.synced_in = time.perf_counter() - self._merged_at
         return True
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 
 from dstash.errors import ForeignStore
 from dstash.store.interface import DiskState, Identity, Merged, Snapshot, StoreStats, Write
-from dstash.store.merge import merge
-from dstash.store.register.votes import raised
+from dstash.store.merge import merge, raised
 from dstash.version import ZERO, Stamp, Version, newest_stamp
 
 
@@ -28,6 +26,7 @@ class TwinStore:
         self.store_id = store_id
         self.identity: Identity | None = None
         self.high_water: Stamp = 0
+        self.newest: Stamp = 0
         self.marks: dict[bytes, bytes] = {}
         self.synced_in = 0.0
         self.may_lack_writes = False
@@ -68,8 +67,8 @@ class TwinStore:
         merged, self._ceiling = merge(transaction, writes, self._ceiling)
         for write in writes:
             self.marks.update(write.marks)
-        high_water = max([self.high_water, *(write.newest for write in writes)])
-        self.high_water = raised(high_water, chain.from_iterable(item.votes for item in merged))
+        self.high_water = raised(self.high_water, writes, merged)
+        self.newest = max([self.newest, *(write.newest for write in writes)])
         return merged
 
     def put_newest(self, storage_key: bytes, record: bytes, version: Version) -> bool:

@@ -11,7 +11,7 @@ rules; this module only calls them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from dstash.store.digest import is_reapable_at
 from dstash.store.interface import LIVE, UNSURE, Merged, Transaction, Write
@@ -77,6 +77,31 @@ def merge(
             _vote(transaction, write.votes, _limits(write), merged[-1])
         ceiling = max(ceiling, write.bound())
     return merged, ceiling
+
+
+def raised(high_water: Stamp, writes: Sequence[Write], merged: Sequence[Merged]) -> Stamp:
+    """Return the high water of a store after a commit (V6).
+
+    It rises with every commit of records or votes, however old these are: so a store that lost one
+    of them is recognised as older than it was. Marks alone do not raise it, because peers keep in
+    them how new they know each other's stores to be. The last stamp of all cannot be raised.
+
+    Args:
+        high_water: before the commit.
+        writes: that were committed.
+        merged: their results.
+    """
+    stamps = [vote.stamp for outcome in merged for vote in outcome.votes if vote.stamp]
+    if stamps or any(map(_has_records, writes)):
+        stamps.append(high_water + 1)
+    highest: Stamp = max([high_water, *stamps, *(write.newest for write in writes)])
+    return min(MAX_STAMP, highest)
+
+
+def _has_records(write: Write) -> bool:
+    return bool(
+        write.entries or write.drops or write.replacements or write.earlier or write.resting
+    )
 
 
 def _limits(write: Write) -> Limits:

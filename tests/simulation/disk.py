@@ -23,6 +23,8 @@ class Copy(NamedTuple):
     high_water: Stamp
     ceiling: Version
     promises: dict[bytes, bytes]
+    #: How many commits of data the disk had seen.
+    commits: int
 
 
 class SimulatedStore(TwinStore):
@@ -38,6 +40,8 @@ class SimulatedStore(TwinStore):
         self._sorted: list[bytes] | None = None
         self._limbo: list[Sequence[Write]] = []
         self._broken: str | None = None
+        #: How many commits of data the disk has seen; a copy that is put back does not lower it.
+        self.commits = 0
         #: Set from outside: no commit has room, without an earlier sign; the next sync fails.
         self.is_full = False
         self.fails_next = False
@@ -79,11 +83,11 @@ class SimulatedStore(TwinStore):
 
     def _merge(self, writes: Sequence[Write]) -> list[Merged]:
         self._sorted = None
-        if self.free is None:
-            return super().commit(writes)
-        before = self.stats().used_bytes
+        before = 0 if self.free is None else self.stats().used_bytes
         merged = super().commit(writes)
-        self.free -= self.stats().used_bytes - before
+        self.commits += any(map(_has_data, writes, merged))
+        if self.free is not None:
+            self.free -= self.stats().used_bytes - before
         return merged
 
     def has_room(self, reserve: int) -> bool:
@@ -109,12 +113,14 @@ class SimulatedStore(TwinStore):
             self.high_water,
             self._ceiling,
             dict(self.promises),
+            self.commits,
         )
 
     def put_back(self, copy: Copy) -> None:
         """Replace the content of the disk by a copy; no process may use it."""
         self.records, self.marks = dict(copy.records), dict(copy.marks)
         self.high_water, self._ceiling = copy.high_water, copy.ceiling
+        self.newest = copy.high_water
         self.promises = dict(copy.promises)
         self._limbo.clear()
         self.forget_order()
@@ -139,6 +145,12 @@ class SimulatedStore(TwinStore):
     def snapshot(self) -> Iterator[Snapshot]:
         """Return a view of the records; nothing can change them before it is closed."""
         yield _View(self)
+
+
+def _has_data(write: Write, merged: Merged) -> bool:
+    """Whether a commit of a write may have changed more than marks."""
+    data = write.entries or write.drops or write.replacements or write.earlier or write.resting
+    return bool(data) or any(vote.stamp for vote in merged.votes)
 
 
 class _View:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from dstash.cluster.membership.interface import StoredTopology
 from dstash.cluster.topology.announcement import FEATURES, Announcement
 from dstash.cluster.topology.joining import was_removed
+from dstash.cluster.topology.life import Life
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.view import View
 from dstash.errors import ChangeConflict, DStashError, MembershipUnreachable, PeerIdInUse
@@ -18,7 +19,7 @@ from dstash.peer.core import AnyCommit, PeerCore
 from dstash.peer.membership_agent import MembershipAgent
 from dstash.peer.short.writes import ShortPut
 from dstash.store.interface import Write
-from dstash.version import MAX_STAMP, Stamp, newest_stamp
+from dstash.version import MAX_STAMP, newest_stamp
 from dstash.wire.envelope import Envelope, encode
 from dstash.wire.messages import Hello
 from tests.simulation.clock import WallClock, true_ms
@@ -70,6 +71,7 @@ class Node:
         #: The shortest duration of a commit (microseconds).
         self.sync_time = 300
         self._lives = 0
+        self._commits_known: dict[str, int] = {}
         self._agent: MembershipAgent | None = None
         self._links: VirtualLinks | None = None
         self._next_iteration = 0
@@ -104,12 +106,24 @@ class Node:
         """Whether the machine runs without the process."""
         return self.core is None and self.has_power
 
-    def seen_of(self, peer: str) -> Stamp:
-        """Return the newest stamp that this peer remembers of another peer's store."""
-        node = next(each for each in self.world.nodes if each.name == peer)
-        if self.core is None:
-            return 0
-        return self.core.local_partitions.memory.newest_stamp(node.store.store_id)
+    def commits_known_of(self, other: Node) -> int:
+        """Return how many commits the store of another peer had when it reported to this process.
+
+        It is counted here, because what the peer remembers may be too little.
+        """
+        return 0 if self.core is None else self._commits_known.get(other.store.store_id, 0)
+
+    def _count_reports(self, core: PeerCore) -> None:
+        """Note each report of another store that is as new as the store is at this moment."""
+        note, self._commits_known = core.local_partitions.memory.note, {}
+
+        def counting(store_id: str, seen: Life) -> None:
+            note(store_id, seen)
+            for node in self.world.nodes:
+                if node.store.store_id == store_id and node.store.high_water == seen.stamp:
+                    self._commits_known[store_id] = node.store.commits
+
+        core.local_partitions.memory.note = counting  # type: ignore[method-assign]
 
     # -- process
 
@@ -132,6 +146,7 @@ class Node:
             disk_reserve=DISK_RESERVE,
         )
         self.core = self.world.make_core(settings, self.store, self.clock())
+        self._count_reports(self.core)
         self._links = VirtualLinks(self.world.network, self, self._greeting, self._woken)
         self._next_iteration = 0
         self._looking = self._look_again = False

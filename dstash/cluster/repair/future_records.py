@@ -110,7 +110,7 @@ class FutureRecords:
 
     def tick(self, now: int) -> None:
         """Start the task if there may be future records that were not resolved yet."""
-        clock, newest = self._replica.clock, self._replica.local_partitions.store.high_water
+        clock, newest = self._replica.clock, self._replica.local_partitions.store.newest
         if not clock.knows_majority:
             self._settled_up_to = 0  # meanwhile this peer accepts writes by its own clock
             return

@@ -47,11 +47,17 @@ def _gains(before: Table, after: Table) -> Mapping[str, tuple[int, ...]]:
     return MappingProxyType({peer: tuple(numbers) for peer, numbers in gained.items()})
 
 
-def complete(topology: Topology, peer: str, number: int) -> Topology | None:
-    """Return the topology in which a member has streamed all its gains of change ``number``."""
-    change = topology.change
-    if change is None or change.number != number or peer in change.complete:
+def complete(topology: Topology, peer: str, number: int, life: Life) -> Topology | None:
+    """Return the topology in which a member has streamed all its gains of change ``number``.
+
+    From then on the store of a newcomer counts, so its new life is named, as in ``streamed``. That
+    of any other member is not: it may be an old copy, whose life would hide the newest one.
+    """
+    change, member = topology.change, topology.member(peer)
+    if change is None or change.number != number or peer in change.complete or member is None:
         return None
+    if is_newcomer(topology, member):
+        topology = topology.with_member(_with_life(member, life))
     done = tuple(sorted({*change.complete, peer}))
     return replace(topology, change=replace(change, complete=done)).next()
 
@@ -110,8 +116,12 @@ def streamed(topology: Topology, peer: str, store_id: str, life: Life) -> Topolo
     member = topology.member(peer)
     if member is None or member.synced or member.store_id != store_id:
         return None
-    seen = max(member.seen, tuple(life._replace(stamp=0)))
-    return topology.with_member(replace(member, synced=True, waived="", seen=seen)).next()
+    counts_again = replace(_with_life(member, life), synced=True, waived="")
+    return topology.with_member(counts_again).next()
+
+
+def _with_life(member: Member, life: Life) -> Member:
+    return replace(member, seen=max(member.seen, tuple(life._replace(stamp=0))))
 
 
 def lost(topology: Topology, peer: str, store_id: str) -> Topology | None:

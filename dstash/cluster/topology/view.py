@@ -119,8 +119,13 @@ class View:
         return frozenset(filter(self.is_resting, range(len(self.before))))
 
     def is_replicated(self, peer: str) -> bool:
-        """Whether a member shares partitions with others, so that these have its data."""
-        return any(peer in row and len(row) > 1 for row in {*self.before, *self.writers})
+        """Whether a member can stream its data from others again.
+
+        A new replica does not count: nothing is streamed from it before the topology change
+        switches. A member that is a new replica itself streams from the others.
+        """
+        held = [row for row in set(self.readers) if peer in row]
+        return not held or any(len(row) > 1 for row in held)
 
     def votes_needed(self, owners: Sequence[str]) -> int:
         """Return how many replicas of a partition together have every acked write.

@@ -26,7 +26,6 @@ from dstash.cluster.topology.view import View
 from dstash.errors import DStashError
 from dstash.peer.background.claims import SUSPECTED, Claims
 from dstash.store.interface import LACKING_MARK
-from dstash.version import Stamp
 
 _log = structlog.get_logger("dstash.peer")
 
@@ -43,6 +42,8 @@ _CHECK_INTERVAL_MS: Final = 100
 _LAST_REPORT_MS: Final = 500
 #: How soon (milliseconds) it is sent again to a member that it did not reach.
 _LAST_RETRY_MS: Final = 50
+#: The task that stores what other members reported.
+_KEEP: Final = "seen:keep"
 
 
 class Freshness:
@@ -71,7 +72,8 @@ class Freshness:
         self._confirmed_by: set[str] = set()
         self._asking: set[str] = set()
         self._due: dict[str, int] = {}
-        self._reported: dict[str, tuple[Stamp, int]] = {}
+        #: By member: the life that it was told last, and when (steady milliseconds).
+        self._reported: dict[str, tuple[Life, int]] = {}
         self._next_look = 0
         self._next_mark = 0
         self._last_report_until: int | None = None
@@ -120,7 +122,7 @@ class Freshness:
                 self._ask(peer)
         if self._local_partitions.memory.is_dirty and now >= self._next_mark:
             self._next_mark = now + _GOSSIP_MS
-            self._scheduler.spawn("seen:keep", self._keep())
+            self._scheduler.spawn(_KEEP, self._keep())
 
     def why_not(self) -> str:
         """Return why the store may not vote yet; empty when it may."""
@@ -196,36 +198,41 @@ class Freshness:
         return SUSPECTED if self._claims.contradict() else ""
 
     def describe_store(self) -> list[Any]:
-        """Return store id, life and newest stamp for clients, which report them back."""
-        life = self._local_partitions.lineage.current._replace(stamp=self._stamp_to_report())
-        return [self._local_partitions.store.store_id, *life]
+        """Return store id and life for clients, which report them back."""
+        return [self._local_partitions.store.store_id, *self._life_to_report()]
 
     # -- the last report
 
     def send_last_report(self, now: int) -> None:
-        """Report to all members how new this store is, and keep what they reported.
+        """Report to all members how new this store is, and keep what they report meanwhile.
 
         The process stops, so that this is its last chance. A member that is not connected, because
         one of both has just started, is tried again for as long as the stop may wait.
+
+        Args:
+            now: steady milliseconds. Call it at each tick.
         """
-        if self._last_report_until is not None:
-            return
-        self._last_report_until = now
-        if self._view is not None and self._may_report():
+        if self._last_report_until is None:
             self._last_report_until = now + _LAST_REPORT_MS
-            own = self._local_partitions.store.high_water
-            for peer in sorted(self._view.alive & self._view.members.keys()):
-                if peer != self._replica.me and self._reported.get(peer, (0, 0))[0] != own:
-                    self._reporting.add(peer)
-                    self._scheduler.spawn(f"seen:{peer}", self._report_last(peer))
-        if self._local_partitions.memory.is_dirty:
-            self._scheduler.spawn("seen:keep", self._keep())
+            self._begin_last_report()
+        if self._local_partitions.memory.is_dirty and not self._scheduler.running(_KEEP):
+            self._scheduler.spawn(_KEEP, self._keep())
 
     def awaits_last_report(self, now: int) -> bool:
-        """Whether a process that stops has to send the last report, or waits for its answers."""
+        """Whether a process that stops has to send the last report, to get answers or keep them."""
         if self._last_report_until is None:
             return True
-        return bool(self._reporting) and now < self._last_report_until
+        is_keeping = self._local_partitions.memory.is_dirty or self._scheduler.running(_KEEP)
+        return (bool(self._reporting) or is_keeping) and now < self._last_report_until
+
+    def _begin_last_report(self) -> None:
+        if self._view is None or not self._may_report():
+            return
+        own = self._life_to_report()
+        for peer in sorted(self._view.alive & self._view.members.keys()):
+            if peer != self._replica.me and self._reported.get(peer, (None, 0))[0] != own:
+                self._reporting.add(peer)
+                self._scheduler.spawn(f"seen:{peer}", self._report_last(peer))
 
     def _report_last(self, peer: str) -> Task:
         while True:
@@ -246,14 +253,14 @@ class Freshness:
         """Whether a question or a report for a member is due."""
         if peer not in self._confirmed_by:
             return peer in alive or not self._confirmed
-        reported, at = self._reported.get(peer, (-1, 0))
+        reported, at = self._reported.get(peer, (None, 0))
         if peer in self._to_confirm:
             return peer in alive
-        return peer in alive and (reported != self._stamp_to_report() or now >= at + _FULL_MS)
+        return peer in alive and (reported != self._life_to_report() or now >= at + _FULL_MS)
 
     def _ask(self, peer: str) -> None:
         self._asking.add(peer)
-        may_report, stamp = self._may_report(), self._stamp_to_report()
+        may_report, life = self._may_report(), self._life_to_report()
         is_first = peer not in self._confirmed_by
 
         def ended(result: Any, failure: DStashError | None) -> None:
@@ -264,7 +271,7 @@ class Freshness:
                 self._due[peer] = now + (_RETRY_MS if is_alive else _RETRY_DOWN_MS)
                 return
             self._due[peer] = now + _GOSSIP_MS
-            self._reported[peer] = (stamp, now)
+            self._reported[peer] = (life, now)
             self._to_confirm.discard(peer)
             self._take(peer, result)
 
@@ -273,24 +280,25 @@ class Freshness:
 
     def _take(self, peer: str, evidence: Evidence) -> None:
         member = self._view.members.get(peer) if self._view else None
-        if self._judge(evidence.is_old, peer) or member is None:
+        self._judge(evidence.is_old, peer)
+        if evidence.is_old or member is None:
             return
         # A store that lost its data has also lost what it remembered.
         if member.synced and evidence.store_id in ("", member.store_id):
             self._confirmed_by.add(peer)
             self._evaluate()
 
-    def _judge(self, is_old: bool, by: str) -> bool:
-        """Take evidence; returns whether it ends this peer's vote."""
+    def _judge(self, is_old: bool, by: str) -> None:
+        """Take evidence, which may end this peer's vote."""
         view = self._view
-        if not is_old or view is None or not self._votes(view):
-            return False
-        if not self._is_old:
+        if is_old and not self._is_old and view is not None and self._votes(view):
             self._is_old = True
+            # If the topology is lost with the step that follows, this store is asked about again.
+            self._confirmed = False
+            self._confirmed_by.clear()
             _log.error(events.OLD_COPY, known_by=by)
             self._propose_loss(view)
             self._evaluate()
-        return True
 
     def _propose_loss(self, view: View) -> None:
         """Propose that the store does not count until its data is streamed."""
@@ -353,8 +361,9 @@ class Freshness:
         view = self._view
         return self._local_partitions.freshness_confirmed and view is not None and self._votes(view)
 
-    def _stamp_to_report(self) -> Stamp:
-        return self._local_partitions.store.high_water if self._may_report() else 0
+    def _life_to_report(self) -> Life:
+        life = self._local_partitions.lineage.current
+        return life if self._may_report() else life._replace(stamp=0)
 
     def _forget_other_stores(self, before: View | None, view: View) -> None:
         """Ask members with a new or a streamed store again: they remember nothing."""

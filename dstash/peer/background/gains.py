@@ -134,12 +134,15 @@ class Gains:
         if not gained:
             return None
         number = change.number
-        step = transitions.complete_registers if are_registers else transitions.complete
+        lineage = self._replica.local_partitions.lineage
 
         def complete(latest: Topology) -> Topology | None:
             # A change of another history may have the same number, see ``joining.shares_epoch``.
-            is_same = transitions.incoming(latest).get(me) == gained
-            return step(latest, me, number) if is_same else None
+            if transitions.incoming(latest).get(me) != gained:
+                return None
+            if are_registers:
+                return transitions.complete_registers(latest, me, number)
+            return transitions.complete(latest, me, number, lineage.current)
 
         purpose = (_REGISTERS if are_registers else "change", number, gained)
         return _Wanted(purpose, gained, complete)

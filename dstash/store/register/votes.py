@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -24,7 +24,7 @@ from dstash.store.register.voter import (
     judge_prepare,
     visible,
 )
-from dstash.version import MAX_STAMP, Stamp, Version, stamp_at, stamp_milliseconds, write_stamp
+from dstash.version import Stamp, Version, stamp_at, stamp_milliseconds, write_stamp
 
 
 class VoteTransaction(Protocol):
@@ -236,13 +236,3 @@ def take_earlier(
         before = before._replace(writer=writer, earlier=before.unsettled)
     promise = before.with_earlier(number)
     transaction.put_promise(storage_key, pack_promise(storage_key, promise))
-
-
-def raised(high_water: Stamp, votes: Iterable[Vote]) -> Stamp:
-    """Return the high water after votes (V6).
-
-    It rises with every commit that has votes, so that a store that lost one of them is recognised
-    as older than it was. The last stamp of all cannot be raised.
-    """
-    stamps = [vote.stamp for vote in votes if vote.stamp]
-    return min(MAX_STAMP, max([high_water + 1, *stamps])) if stamps else high_water

@@ -74,7 +74,8 @@ def put_future(
 def store(joined: Joined, peer: str, record: bytes) -> None:
     joined.stores[peer].records[joined.place("k")] = record
     stamp = newest_stamp(version_of(record))
-    joined.stores[peer].high_water = max(joined.stores[peer].high_water, stamp)
+    for name in ("high_water", "newest"):
+        setattr(joined.stores[peer], name, max(getattr(joined.stores[peer], name), stamp))
     joined.peers[peer].local_partitions.changed([partition_of(b"k")], joined.now)
 
 
@@ -218,7 +219,7 @@ def test_lower_bound_that_follows_stamps_makes_records_future_for_as_long(is_hel
     clock = Mock(knows_majority=True, is_present_held=is_held)
     clock.time.return_value = START
     replica, scheduler = Mock(clock=clock), Mock()
-    replica.local_partitions.store.high_water = stamp_at(START + 2 * HOUR)
+    replica.local_partitions.store.newest = stamp_at(START + 2 * HOUR)
     scheduler.running.return_value = False
     scheduler.spawn.side_effect = lambda name, task, ended: ended(0, None)
     future = FutureRecords(replica, scheduler)
@@ -407,7 +408,7 @@ def test_register_is_neither_restamped_nor_replaced(holder: str) -> None:
     storage_key = joined.place("k")[:2] + b"\x02@ik"
     record = build_record(b"@i", b"k", register)
     joined.stores[holder].records[storage_key] = record
-    joined.stores[holder].high_water = stamp
+    joined.stores[holder].high_water = joined.stores[holder].newest = stamp
     joined.peers[holder].local_partitions.changed([partition_of(b"k")], joined.now)
     pass_time(joined)
     assert joined.stores[holder].records[storage_key] == record

@@ -42,7 +42,9 @@ def unsynced(topology: Topology, *names: str) -> Topology:
 def all_complete(topology: Topology) -> Topology:
     assert topology.change is not None
     for peer in transitions.incoming(topology):
-        topology = transitions.complete(topology, peer, topology.change.number) or topology
+        topology = (
+            transitions.complete(topology, peer, topology.change.number, Life(1, 1, 0)) or topology
+        )
     return topology
 
 

@@ -18,8 +18,12 @@ from dstash.cluster.topology.joining import (
     supersedes,
     under_own_epoch,
 )
+from dstash.cluster.topology.life import Life
 from dstash.cluster.topology.topology import Change, State, Topology
 from dstash.cluster.topology.transitions import complete, switch
+
+#: That members begin when they have streamed their gains.
+LIFE = Life(1, 1, 0)
 
 
 def announce(
@@ -139,12 +143,12 @@ def test_joining_member_with_another_store_restarts_the_change() -> None:
 
 def test_shared_epoch_restarts_a_change_that_streams_and_keeps_a_switched_one() -> None:
     streaming = joined("abcd", min_peers=3)
-    ahead = under_own_epoch(complete(streaming, "d", streaming.epoch) or streaming)
+    ahead = under_own_epoch(complete(streaming, "d", streaming.epoch, LIFE) or streaming)
     assert ahead.epoch > streaming.epoch + RESTORED_JUMP
     assert ahead.change == Change(ahead.epoch)
     done = streaming
     for name in "abcd":
-        done = complete(done, name, streaming.epoch) or done
+        done = complete(done, name, streaming.epoch, LIFE) or done
     switched = switch(done)
     assert switched is not None
     assert under_own_epoch(switched).change == switched.change

@@ -9,10 +9,14 @@ import pytest
 from dstash.cluster.topology import transitions
 from dstash.cluster.topology.announcement import FEATURES, Announcement
 from dstash.cluster.topology.blockers import waits
+from dstash.cluster.topology.life import Life
 from dstash.cluster.topology.topology import Change, Member, Topology
 from dstash.cluster.topology.view import View
 from dstash.limits import PARTITIONS
 from dstash.peer.registers.quorum import voters_of
+
+#: That members begin when they have streamed their gains.
+LIFE = Life(1, 1, 0)
 
 
 def cluster(*names: str, replicas: int = 3) -> Topology:
@@ -38,7 +42,7 @@ def test_registers_are_served_by_old_replicas_until_data_is_copied() -> None:
     number = change_of(begun).number
     assert voters_of(View(begun), 0).members == View(begun).before[0]
     assert transitions.complete_registers(begun, "d", number) is None, "they do not rest yet"
-    copied = transitions.complete(begun, "d", number)
+    copied = transitions.complete(begun, "d", number, LIFE)
     assert copied is not None
     assert not voters_of(View(copied), 0).is_moving
     resting = transitions.switch(copied)
@@ -60,10 +64,10 @@ def test_repeated_step_of_copying_does_not_complete_registers() -> None:
     """Else what changed since then could be missing."""
     begun = transitions.swap(cluster(*"abc"), "a", candidate("d"))
     number = change_of(begun).number
-    copied = transitions.complete(begun, "d", number)
+    copied = transitions.complete(begun, "d", number, LIFE)
     resting = transitions.switch(copied) if copied is not None else None
     assert resting is not None
-    assert transitions.complete(resting, "d", number) is None
+    assert transitions.complete(resting, "d", number, LIFE) is None
     assert change_of(resting).registers_complete == ()
 
 
@@ -73,7 +77,7 @@ def test_change_that_begins_again_serves_registers_again() -> None:
     resting: Topology | None = begun
     for peer in gaining:
         assert resting is not None
-        resting = transitions.complete(resting, peer, change_of(begun).number)
+        resting = transitions.complete(resting, peer, change_of(begun).number, LIFE)
     assert resting is not None
     resting = transitions.switch(resting)
     assert change_of(resting).resting
@@ -99,7 +103,7 @@ def test_registers_rest_at_once(begun: Topology) -> None:
 
 def test_member_that_has_to_stream_registers_and_is_down_is_named() -> None:
     begun = transitions.swap(cluster(*"abc"), "a", candidate("d"))
-    copied = transitions.complete(begun, "d", change_of(begun).number)
+    copied = transitions.complete(begun, "d", change_of(begun).number, LIFE)
     resting = transitions.switch(copied) if copied is not None else None
     assert resting is not None
     [blocker] = waits(View(resting, frozenset("abc")), {})

@@ -10,10 +10,14 @@ import pytest
 from dstash.client.routing import WriteSet, write_table
 from dstash.cluster.topology import joining, transitions
 from dstash.cluster.topology.announcement import Announcement
+from dstash.cluster.topology.life import Life
 from dstash.cluster.topology.topology import Member, State, Topology
 from dstash.cluster.topology.view import View, can_read, survivors_lack_quorum
 from dstash.errors import ChangeConflict
 from dstash.types import Level
+
+#: That members begin when they have streamed their gains.
+LIFE = Life(1, 1, 0)
 
 
 def cluster(*names: str, replicas: int = 3) -> Topology:
@@ -30,7 +34,9 @@ def completed(topology: Topology) -> Topology:
     """Return the topology after every member has streamed its gains."""
     for member in topology.after():
         assert topology.change is not None
-        topology = transitions.complete(topology, member.id, topology.change.number) or topology
+        topology = (
+            transitions.complete(topology, member.id, topology.change.number, LIFE) or topology
+        )
     return topology
 
 

@@ -21,8 +21,9 @@ from dstash.peer.assembly import Settings
 from dstash.peer.background.claims import SUSPECTED
 from dstash.peer.background.maintenance import Pace
 from dstash.peer.core import PeerCore
-from dstash.store.interface import LACKING_MARK
+from dstash.store.interface import LACKING_MARK, Write
 from dstash.store.memory import TwinStore
+from dstash.version import stamp_at
 from dstash.wire import codec
 from dstash.wire.envelope import Envelope, decode, encode
 from dstash.wire.messages import Error, Hello, Lookup, TopologyRequest, Welcome
@@ -702,3 +703,206 @@ def test_loss_is_proposed_again_in_a_topology_restored_without_it(joined: Restar
     assert [member.id for member in without.members if not member.synced] == ["a"]
     core.install(View(without, core.view.alive), joined.now)
     assert core.take_proposals() == []
+
+
+class TestCommitsOfOldRecords:
+    """A store is newer after each commit, however old the records of the commit are."""
+
+    def test_copy_from_before_gained_partitions_is_recognised(self) -> None:
+        joined = Restarted("abcd")
+        joined.put({f"k{number}": 1 for number in range(40)}, level="all")
+        joined.pass_time(40)
+        copy = deepcopy(joined.stores["a"])
+        joined.topology = transitions.remove(joined.topology, ["d"])
+        finish_change(joined)
+        gained = joined.stores["a"].records.keys() - copy.records.keys()
+        assert gained
+        restart_on(joined, "a", copy)
+        assert joined.synced() == "bc"
+        joined.pass_time(20)
+        assert joined.synced() == "abc"
+        assert gained <= joined.stores["a"].records.keys()
+
+    def test_copy_from_before_writes_below_a_future_stamp_is_recognised(
+        self, joined: Restarted
+    ) -> None:
+        ahead = stamp_at(joined.now + 3_600_000)
+        for store in joined.stores.values():
+            store.commit([Write([], joined.now, newest=ahead)])
+        joined.pass_time(3)
+        copy = deepcopy(joined.stores["a"])
+        joined.put({"k": 2}, level="all")
+        assert all(store.newest == ahead for store in joined.stores.values())
+        joined.pass_time(3)
+        restart_on(joined, "a", copy)
+        assert joined.synced() == "bc"
+
+    def test_what_peers_report_to_each_other_does_not_count(self, joined: Restarted) -> None:
+        joined.put({"k": 1}, level="all")
+        joined.pass_time(5)
+        before = [store.high_water for store in joined.stores.values()]
+        asked = joined.peers["a"].meters.kinds()["SeenRequest"]
+        joined.pass_time(25)
+        assert [store.high_water for store in joined.stores.values()] == before
+        assert joined.peers["a"].meters.kinds()["SeenRequest"] - asked <= 2
+
+
+def finish_change(joined: Restarted) -> None:
+    """Let a topology change end."""
+    for _ in range(80):
+        joined.pass_time(0.25)
+        if (step := transitions.switch(joined.topology)) is not None:
+            joined.topology = with_seen(step, joined.peers["b"].newest_lives())
+        if joined.topology.change is None:
+            joined.pass_time(3)
+            return
+    raise AssertionError(joined.topology.change)
+
+
+def restart_on(joined: Restarted, name: str, copy: Any) -> None:
+    """Restart a peer on a copy of its disk; the topology is not stored again meanwhile."""
+    joined.end(name)
+    joined.stores[name] = copy
+    joined.start(name)
+    joined.settle()
+    assert not joined.votes(name)
+    joined.make_proposals()
+
+
+class TestNewcomers:
+    """From the moment that the store of a newcomer counts, older copies of it are recognised."""
+
+    @pytest.fixture
+    def joined(self) -> Restarted:
+        joined = Restarted("abcde")
+        joined.put({f"k{number}": 1 for number in range(40)}, level="all")
+        joined.stores["e"] = TwinStore("store-new")
+        joined.end("e")
+        newcomer = Announcement("e", "tcp://e:1", "store-new", "z-e", 1.0, features=FEATURES)
+        joined.topology = transitions.add(joined.topology.without("e").next(), [newcomer])
+        joined.start("e")
+        joined.settle()  # the others ask it while it is empty
+        return joined
+
+    def complete(self, joined: Restarted) -> None:
+        for _ in range(40):
+            assert joined.topology.change is not None
+            if "e" in joined.topology.change.complete:
+                return
+            joined.pass_time(0.25)
+        raise AssertionError(joined.topology.change)
+
+    def test_empty_copy_is_recognised_before_the_newcomer_has_reported(
+        self, joined: Restarted
+    ) -> None:
+        copy = deepcopy(joined.stores["e"])
+        self.complete(joined)
+        life = joined.peers["e"].local_partitions.lineage.current
+        memories = [joined.peers[name].local_partitions.memory for name in "abcd"]
+        assert not any(life.start == seen.start for memory in memories for _, seen in memory.all())
+        self.restart_on(joined, copy)
+
+    @pytest.mark.parametrize("is_clean", [True, False])
+    def test_copy_from_before_more_gains_is_recognised(
+        self, joined: Restarted, is_clean: bool
+    ) -> None:
+        self.complete(joined)
+        memory = joined.peers["a"].local_partitions.memory
+        while memory.newest("store-new") != joined.peers["e"].local_partitions.lineage.current:
+            joined.pass_time(0.25)
+        copy = deepcopy(joined.stores["e"])
+        joined.topology = transitions.remove(joined.topology, ["b"])
+        joined.make_proposals()
+        for _ in range(100):
+            joined.settle()  # it streams faster than it reports
+        self.complete(joined)
+        assert joined.stores["e"].records.keys() > copy.records.keys()
+        if is_clean:
+            joined.peers["e"].health.stopping = True
+            joined.settle()
+        newest = joined.peers["e"].local_partitions.lineage.current
+        joined.pass_time(0 if is_clean else 3)
+        assert memory.newest("store-new") == newest
+        self.restart_on(joined, copy)
+
+    def restart_on(self, joined: Restarted, copy: Any) -> None:
+        whole = joined.stores["e"]
+        joined.end("e")
+        joined.stores["e"] = copy
+        joined.start("e")
+        joined.settle()
+        assert not joined.votes("e")
+        assert copy.records.keys() < whole.records.keys()
+        joined.pass_time(10)
+        self.complete(joined)
+        assert joined.stores["e"].records.keys() == whole.records.keys()
+
+
+def test_reports_of_members_that_stop_at_the_same_time_are_kept(joined: Restarted) -> None:
+    joined.pass_time(3)
+    joined.end("a", "b", "c")
+    copy = deepcopy(joined.stores["a"])
+    joined.start("a", "b", "c")
+    joined.pass_time(0.75)
+    joined.put({"k": 2}, level="all")
+    for core in joined.peers.values():
+        core.health.stopping = True
+    joined.settle()
+    assert not any(core.has_work for core in joined.peers.values())
+    own = joined.peers["a"].local_partitions.lineage.current
+    assert [StoreMemory(joined.stores[name]).newest("store-a") for name in "bc"] == [own, own]
+    joined.end("a", "b", "c")
+    joined.stores["a"] = copy
+    joined.start("a", "b", "c")
+    joined.settle()
+    joined.make_proposals()
+    assert joined.synced() == "bc"
+
+
+def test_sole_replica_keeps_its_vote_while_another_peer_joins() -> None:
+    joined = Restarted("ab")
+    joined.topology = joined.topology.without("b").next()
+    joined.end("b")
+    joined.stores["b"] = TwinStore("store-b")
+    joined.look("a")
+    joined.pass_time(3)
+    newcomer = Announcement("b", "tcp://b:1", "store-b", "z-b", 1.0, features=FEATURES)
+    joined.topology = transitions.add(joined.topology, [newcomer])
+    joined.end("a")
+    joined.stores["a"].may_lack_writes = True
+    joined.start("a", "b")
+    joined.pass_time(10)
+    assert joined.synced() == "ab"
+    assert joined.votes("a")
+    assert not joined.stores["a"].may_lack_writes
+
+
+def test_old_copy_is_asked_about_again_in_a_topology_restored_without_its_loss(
+    joined: Restarted,
+) -> None:
+    joined.put({"k": 1})
+    joined.pass_time(3)
+    copy = deepcopy(joined.stores["a"])
+    joined.end("b")
+    joined.pass_time(1)
+    joined.put({"k": 2})
+    joined.pass_time(3)
+    joined.end("a", "c")
+    joined.stores["a"] = copy
+    joined.start("a", "b")
+    joined.pass_time(3)
+    assert joined.votes("a"), "only c knows of the later write"
+    before = joined.topology
+    joined.start("c")
+    joined.settle()
+    joined.make_proposals()
+    assert joined.synced() == "bc"
+    joined.end("b", "c")
+    joined.topology = replace(before, epoch=joined.topology.epoch + 1000)
+    joined.look("a")
+    joined.pass_time(3)
+    assert not joined.votes("a")
+    joined.start("b", "c")
+    joined.pass_time(30)
+    assert joined.synced() == "abc"
+    assert joined.record("a", "k") == joined.record("c", "k")

@@ -88,7 +88,7 @@ def test_batch_is_checked_like_single_records(
     for entry in some:
         Commit([push([entry])], rules).run(alone)
     assert together.records == alone.records
-    assert together.high_water == alone.high_water
+    assert together.newest == alone.newest
 
 
 @pytest.mark.parametrize(

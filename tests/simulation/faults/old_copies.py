@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dstash.version import Stamp, stamp_milliseconds
+from dstash.version import stamp_milliseconds
 from tests.simulation.disk import Copy
 from tests.simulation.faults.registry import Undo, kind
 from tests.simulation.faults.schedule import Faults
@@ -18,7 +18,7 @@ def old_copy(faults: Faults) -> Undo:
         return None
     if world.conditions.replicas < 3:
         return None  # no other replica remembers the store
-    reported = _high_water_reported(faults, node)
+    reported = _commits_reported(faults, node)
     usable = [copy for copy in faults.copies if _is_recognisable(copy, node, reported)]
     if not usable or faults.rng.random() < 0.3:
         faults.copies.append(node.store.copy())
@@ -33,18 +33,18 @@ def old_copy(faults: Faults) -> Undo:
     return lambda: faults.start(node)
 
 
-def _is_recognisable(copy: Copy, node: Node, reported: Stamp) -> bool:
+def _is_recognisable(copy: Copy, node: Node, reported: int) -> bool:
     """Whether a copy is older than what every other member knows of the store.
 
     A peer reports how new its store is only at intervals. A copy that is newer than the last report
     cannot be distinguished from the store itself.
     """
-    return copy.store_id == node.store.store_id and copy.high_water < reported
+    return copy.store_id == node.store.store_id and copy.commits < reported
 
 
-def _high_water_reported(faults: Faults, node: Node) -> Stamp:
-    """Return the stamp up to which every other member knows the writes of the store."""
+def _commits_reported(faults: Faults, node: Node) -> int:
+    """Return how many commits of the store every other member has heard of."""
     others = [
         other for other in faults.world.nodes if other is not node and faults.world.is_member(other)
     ]
-    return min((other.seen_of(node.name) for other in others), default=0)
+    return min((other.commits_known_of(node) for other in others), default=0)

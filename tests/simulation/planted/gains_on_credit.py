@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dstash.cluster.membership.interface import StoredTopology
+from dstash.cluster.topology.life import Life
 from dstash.cluster.topology.topology import Topology
 from dstash.cluster.topology.transitions import complete
 from dstash.peer.background.maintenance import Pace
@@ -44,4 +45,5 @@ class CallsGainsComplete(World):
         topology = super().propose(agent, stored)
         if topology is not None or stored.topology is None or stored.topology.change is None:
             return topology
-        return complete(stored.topology, agent._announcement.peer, stored.topology.change.number)
+        number, life = stored.topology.change.number, Life(0, 0, 0)
+        return complete(stored.topology, agent._announcement.peer, number, life)
