@@ -189,11 +189,11 @@ class HorizonReply(Message):
 
 @message
 class SeenRequest(Message):
-    """Requests what a peer remembers of the sender's store, and reports its newest stamp.
+    """Requests what a peer remembers of the sender's store, and reports how new it is.
 
-    ``high_water`` is the newest stamp of the sender's store; 0 reports nothing. ``store_id`` names
-    that store, ``life`` and ``began`` its current life. With ``wants_others`` the answer includes
-    every store that the peer remembers.
+    ``high_water`` is that of the sender's store; 0 reports nothing. ``store_id`` names that store,
+    ``life`` and ``began`` its current life. With ``wants_others`` the answer includes every store
+    that the peer remembers.
     """
 
     KIND = 54
@@ -207,7 +207,7 @@ class SeenRequest(Message):
 
 @message
 class SeenReply(Message):
-    """Answers ``SeenRequest``: the newest stamp remembered (0 for none), and the peer's own.
+    """Answers ``SeenRequest``: the high water remembered (0 for none), and the peer's own.
 
     ``store_id``, ``life`` and ``began`` name the answering store and its life; the id is empty
     if the peer has an earlier version. ``seen_lives`` lists the remembered lives of the sender's

@@ -1,12 +1,12 @@
 """Rollback detection: the lives of this store, and the lives seen of the stores of other peers.
 
 A store that was restored from an old copy, or that lost unsynced data, lacks writes that it has
-acked. The store itself does not show this, but the other peers remember how new it was. A stamp
-alone is not enough: records that an old copy receives from other replicas raise its high-water
-mark and hide the loss. So each start of a process begins a new *life* of its store, and peers
-remember a stamp together with its life. A store that lacks that life, or ended it below that
-stamp, is old. (Kafka finds where the log of a replica diverged in the same way, by leader epochs:
-KIP-101.)
+acked. The store itself does not show this, but the other peers remember how new it was: its high
+water, which rises with every commit. That alone is not enough, because commits of an old copy
+raise it, too, and hide the loss. So each start of a process begins a new *life* of its store, and
+peers remember the high water together with its life. A store that lacks that life, or ended it
+below that, is old. (Kafka finds where the log of a replica diverged in the same way, by leader
+epochs: KIP-101.)
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Lineage:
     def __init__(self, store: Store, now: int) -> None:
         self._store = store
         self._base, self._lives = _decode_lineage(store.marked(LINEAGE_MARK))
-        #: The newest stamp in the store when this process started.
+        #: The high water of the store when this process started.
         self.high_water_at_start = store.high_water
         self._newest_number = 0
         #: Whether the disk had no room for a new life, so that the previous life continues.
@@ -71,7 +71,7 @@ class Lineage:
 
     @property
     def current(self) -> Life:
-        """The life of this process, up to the newest stamp in the store now."""
+        """The life of this process, up to the high water of the store now."""
         return self._lives[-1]._replace(stamp=self._store.high_water)
 
     def show(self) -> None:
@@ -145,7 +145,7 @@ class StoreMemory:
         return self._seen.get(store_id, ())
 
     def newest_stamp(self, store_id: str) -> Stamp:
-        """Return the newest stamp seen of a store, in any life; 0 for none."""
+        """Return the highest high water seen of a store, in any life; 0 for none."""
         return max((life.stamp for life in self.of(store_id)), default=0)
 
     def newest(self, store_id: str) -> Life | None:

@@ -15,7 +15,7 @@ class Life(NamedTuple):
         number: grows by one with each start.
         began: when the process started (milliseconds since 1970); distinguishes two lives that
             have the same number.
-        stamp: the newest stamp in the store, at the end of the life or when it was observed.
+        stamp: the high water of the store, at the end of the life or when it was observed.
     """
 
     number: int

@@ -119,7 +119,7 @@ class Commit:
     fatal: DStashError | None = None
     #: Keys that recent deletes found; None to keep no such memory.
     recent: RecentDeletes | None = None
-    #: The newest stamp in the store after the commit.
+    #: The high water of the store after the commit.
     _high_water: Stamp = 0
 
     def run(self, store: Store) -> None:

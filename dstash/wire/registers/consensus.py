@@ -39,7 +39,7 @@ class Promised(Message):
     the next attempt must exceed. ``horizons`` has 8 bytes for each key: the horizon of its
     partition. ``records`` has the record of each key if it is above the known version, else nil;
     nil, too, for a record that does not fit into 4 MiB together with those before it.
-    ``high_water`` is the newest stamp of the voter's store, in its present ``life``, which began at
+    ``high_water`` is that of the voter's store, in its present ``life``, which began at
     ``began`` (milliseconds since 1970).
     """
 
