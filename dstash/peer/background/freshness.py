@@ -9,12 +9,12 @@ has seen every write that this peer acked. Later evidence ends the vote as well.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from typing import Any, Final
 
 import structlog
 
 from dstash import events
+from dstash.cluster.replication.lineage import Mark
 from dstash.cluster.replication.replica import Replica
 from dstash.cluster.replication.rollback_detection import Evidence, collect_evidence
 from dstash.cluster.replication.tasks import Merge, Pause, Scheduler, Task
@@ -44,6 +44,8 @@ _LAST_REPORT_MS: Final = 500
 _LAST_RETRY_MS: Final = 50
 #: The task that stores what other members reported.
 _KEEP: Final = "seen:keep"
+#: The task that stores that a sole replica is used although it may lack writes.
+_LACKING: Final = "seen:lacking"
 
 
 class Freshness:
@@ -69,6 +71,8 @@ class Freshness:
         self._is_old = False
         self._confirmed = False
         #: Members that have reported what they remember, since this process began.
+        self._heard: set[str] = set()
+        #: Those of them that count as evidence that the store is not old.
         self._confirmed_by: set[str] = set()
         self._asking: set[str] = set()
         self._due: dict[str, int] = {}
@@ -79,6 +83,8 @@ class Freshness:
         self._last_report_until: int | None = None
         #: Members that the last report has not reached.
         self._reporting: set[str] = set()
+        #: Whether the disk had no room for what other members reported.
+        self._cannot_keep = False
         self._claims = Claims(self._local_partitions.lineage, self._local_partitions.store.store_id)
         #: Members to ask again because a client has seen a newer state of this store.
         self._to_confirm: set[str] = set()
@@ -102,13 +108,13 @@ class Freshness:
                 # The topology may have been lost with the step, and restored without it.
                 self._propose_loss(view)
             self._forget_other_stores(before, view)
+            if local_partitions.store.may_lack_writes:
+                self._judge_unsynced(view)
             member = view.members.get(self._replica.me)
             if member is not None and len(member.seen) == len(Life._fields):
                 self._judge(
                     local_partitions.lineage.contradicts(Life(*member.seen)), "the topology"
                 )
-            if local_partitions.store.may_lack_writes:
-                self._judge_unsynced(view)
         self._evaluate()
         self._next_look = 0
 
@@ -155,16 +161,7 @@ class Freshness:
         if view is None or member is None or self._votes(view):
             return
         self._confirmed = True
-        lineage = self._local_partitions.lineage
-        mark = lineage.rebase(self._replica.wall(), view.epoch, self._claims.highest_number)
-        while True:
-            try:
-                yield Merge(marks=[mark, (LACKING_MARK, b"")])
-            except DStashError:
-                yield Pause(_RETRY_DOWN_MS)
-            else:
-                self._local_partitions.store.may_lack_writes = False
-                return
+        yield from self._begin_life(view)
 
     def newest_lives(self) -> dict[str, Life]:
         """Return the newest life that was seen of each store. Any thread may call this."""
@@ -215,15 +212,18 @@ class Freshness:
         if self._last_report_until is None:
             self._last_report_until = now + _LAST_REPORT_MS
             self._begin_last_report()
-        if self._local_partitions.memory.is_dirty and not self._scheduler.running(_KEEP):
+            self._cannot_keep = False
+        is_dirty = self._local_partitions.memory.is_dirty and not self._cannot_keep
+        if is_dirty and not self._scheduler.running(_KEEP):
             self._scheduler.spawn(_KEEP, self._keep())
 
     def awaits_last_report(self, now: int) -> bool:
         """Whether a process that stops has to send the last report, to get answers or keep them."""
         if self._last_report_until is None:
             return True
-        is_keeping = self._local_partitions.memory.is_dirty or self._scheduler.running(_KEEP)
-        return (bool(self._reporting) or is_keeping) and now < self._last_report_until
+        is_dirty = self._local_partitions.memory.is_dirty and not self._cannot_keep
+        is_waiting = bool(self._reporting) or is_dirty or self._scheduler.running(_KEEP)
+        return is_waiting and now < self._last_report_until
 
     def _begin_last_report(self) -> None:
         if self._view is None or not self._may_report():
@@ -251,7 +251,8 @@ class Freshness:
 
     def _has_news(self, peer: str, alive: Collection[str], now: int) -> bool:
         """Whether a question or a report for a member is due."""
-        if peer not in self._confirmed_by:
+        matters = peer not in self._heard or (self._view is not None and self._votes(self._view))
+        if peer not in self._confirmed_by and matters:
             return peer in alive or not self._confirmed
         reported, at = self._reported.get(peer, (None, 0))
         if peer in self._to_confirm:
@@ -261,7 +262,7 @@ class Freshness:
     def _ask(self, peer: str) -> None:
         self._asking.add(peer)
         may_report, life = self._may_report(), self._life_to_report()
-        is_first = peer not in self._confirmed_by
+        is_first = peer not in self._heard
 
         def ended(result: Any, failure: DStashError | None) -> None:
             now = self._replica.now()
@@ -280,6 +281,7 @@ class Freshness:
 
     def _take(self, peer: str, evidence: Evidence) -> None:
         member = self._view.members.get(peer) if self._view else None
+        self._heard.add(peer)
         self._judge(evidence.is_old, peer)
         if evidence.is_old or member is None:
             return
@@ -310,17 +312,31 @@ class Freshness:
         """End the vote of a store that may lack its last commits; a sole replica keeps it."""
         if view.is_replicated(self._replica.me):
             self._judge(True, "its machine: it stopped before all commits were synced")
-        elif self._votes(view):
+        elif self._votes(view) and not self._scheduler.running(_LACKING):
             _log.warning(
                 "the machine stopped before all commits were synced: the last writes may be lost, "
                 "and no other replica has them"
             )
-            self._scheduler.spawn("seen:lacking", self._keep_lacking())
+            self._scheduler.spawn(_LACKING, self._begin_life(view))
 
-    def _keep_lacking(self) -> Task:
-        with suppress(DStashError):  # then the next process repeats the warning
-            yield Merge(marks=[(LACKING_MARK, b"")])
-        self._local_partitions.store.may_lack_writes = False
+    def _begin_life(self, view: View) -> Task:
+        """Void, from now on, what other peers remember of this store; returns a task to store it.
+
+        It has all the data that there is.
+        """
+        lineage = self._local_partitions.lineage
+        mark = lineage.rebase(self._replica.wall(), view.epoch, self._claims.highest_number)
+        return self._keep_life(mark)
+
+    def _keep_life(self, mark: Mark) -> Task:
+        while True:
+            try:
+                yield Merge(marks=[mark, (LACKING_MARK, b"")])
+            except DStashError:
+                yield Pause(_RETRY_DOWN_MS)
+            else:
+                self._local_partitions.store.may_lack_writes = False
+                return
 
     def _evaluate(self) -> None:
         """Decide whether this store may vote."""
@@ -368,18 +384,17 @@ class Freshness:
     def _forget_other_stores(self, before: View | None, view: View) -> None:
         """Ask members with a new or a streamed store again: they remember nothing."""
         known = before.members if before else {}
-        self._confirmed_by = {
+        same = {
             peer
-            for peer in self._confirmed_by
-            if (member := view.members.get(peer)) is not None
-            and member.synced
-            and peer in known
-            and known[peer].store_id == member.store_id
+            for peer, member in view.members.items()
+            if member.synced and peer in known and known[peer].store_id == member.store_id
         }
+        self._heard &= same
+        self._confirmed_by &= same
 
     def _keep(self) -> Task:
         memory = self._local_partitions.memory
         try:
             yield Merge(marks=[memory.mark()])
         except DStashError:
-            memory.is_dirty = True
+            memory.is_dirty = self._cannot_keep = True

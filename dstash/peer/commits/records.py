@@ -116,8 +116,6 @@ def prepare_internal(message: Internal, space: None, rules: Rules) -> Prepared:
         newest_stamp(version_of(record)) for _, record in replacements if record is not None
     ]
     newest = max(prepared.write.newest, *replaced, 0)
-    if merge.earlier or merge.resting:  # a store that lost this is recognised as old (V6)
-        newest = max(newest, min(MAX_STAMP, rules.upper_bound + 1))
     write = replace(
         prepared.write,
         newest=newest,

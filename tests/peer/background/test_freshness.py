@@ -5,6 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -15,7 +16,7 @@ from dstash.cluster.topology.joining import with_seen
 from dstash.cluster.topology.life import Life
 from dstash.cluster.topology.topology import Restored, Topology
 from dstash.cluster.topology.view import View
-from dstash.errors import NotReady, StaleEpoch
+from dstash.errors import DiskFull, NotReady, StaleEpoch
 from dstash.peer.admission.authority import Authority, Grant, Role
 from dstash.peer.assembly import Settings
 from dstash.peer.background.claims import SUSPECTED
@@ -906,3 +907,48 @@ def test_old_copy_is_asked_about_again_in_a_topology_restored_without_its_loss(
     joined.pass_time(30)
     assert joined.synced() == "abc"
     assert joined.record("a", "k") == joined.record("c", "k")
+
+
+def test_sole_replica_keeps_its_vote_although_others_remember_more() -> None:
+    joined = Restarted(replicas=1)
+    joined.pass_time(3)
+    copies = {name: deepcopy(joined.stores[name]) for name in "abc"}
+    joined.put({f"k{number}": 1 for number in range(20)})
+    joined.pass_time(3)
+    joined.topology = with_seen(joined.topology.next(), joined.peers["b"].newest_lives())
+    joined.end("a")
+    joined.stores["a"] = copies["a"]
+    joined.stores["a"].may_lack_writes = True
+    joined.start("a")
+    joined.pass_time(10)
+    assert joined.synced() == "abc"
+    assert joined.votes("a")
+    joined.end("a")
+    joined.start("a")
+    joined.pass_time(10)
+    assert joined.synced() == "abc"
+    assert joined.votes("a")
+
+
+def test_store_that_waits_for_its_data_asks_seldom(joined: Restarted) -> None:
+    copy = with_old_copy(joined)
+    joined.end("b")
+    restart_on(joined, "a", copy)
+    assert joined.synced() == "bc"
+    joined.pass_time(5)
+    asked = joined.peers["c"].meters.kinds()["SeenRequest"]
+    joined.pass_time(60)
+    assert joined.synced() == "bc"
+    assert joined.peers["c"].meters.kinds()["SeenRequest"] - asked <= 3
+
+
+def test_stop_does_not_wait_for_a_disk_without_room(
+    joined: Restarted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined.put({"k": 2}, level="all")
+    core = joined.peers["a"]
+    monkeypatch.setattr(joined.stores["a"], "commit", Mock(side_effect=DiskFull("no room")))
+    core.local_partitions.memory.note("store-b", Life(1, 1, 2**62))
+    core.health.stopping = True
+    joined.settle()
+    assert not core.has_work
