@@ -104,7 +104,10 @@ def test_lookup_at_other_levels_and_of_registers_asks_peers(trio: Peers) -> None
     _local(trio, lambda: client.lookup("levels", "key"))
     before = _requests(trio)
     assert client.lookup("levels", "key", read="quorum") == 1
-    assert client.lookup("@levels", "key", read="one") == 2
+    assert _requests(trio) > before
+    before = _requests(trio)
+    # A majority has it, at any level of the write; the replica that is asked may not.
+    assert client.lookup("@levels", "key", read="one") in (2, None)
     assert _requests(trio) > before
     off = trio.client(read="one", local_reads="off")
     before = _requests(trio)

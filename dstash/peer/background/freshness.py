@@ -76,7 +76,7 @@ class Freshness:
         self._confirmed_by: set[str] = set()
         self._asking: set[str] = set()
         self._due: dict[str, int] = {}
-        #: By member: the life that it was told last, and when (steady milliseconds).
+        #: By member: the life that was reported to it last, and when (steady milliseconds).
         self._reported: dict[str, tuple[Life, int]] = {}
         self._next_look = 0
         self._next_mark = 0

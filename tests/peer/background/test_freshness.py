@@ -738,7 +738,7 @@ class TestCommitsOfOldRecords:
         restart_on(joined, "a", copy)
         assert joined.synced() == "bc"
 
-    def test_what_peers_report_to_each_other_does_not_count(self, joined: Restarted) -> None:
+    def test_reports_of_other_members_make_a_store_no_newer(self, joined: Restarted) -> None:
         joined.put({"k": 1}, level="all")
         joined.pass_time(5)
         before = [store.high_water for store in joined.stores.values()]
