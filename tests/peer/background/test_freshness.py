@@ -108,6 +108,22 @@ def with_old_copy(joined: Restarted) -> Any:
     return copy
 
 
+def start_copy_that_only_c_recognises(joined: Restarted) -> None:
+    """Start ``a`` on an old copy while ``c`` is down, the only other member with the last write."""
+    joined.put({"k": 1})
+    joined.pass_time(3)
+    copy = deepcopy(joined.stores["a"])
+    joined.end("b")
+    joined.pass_time(1)
+    joined.put({"k": 2})
+    joined.pass_time(3)
+    joined.end("a", "c")
+    joined.stores["a"] = copy
+    joined.start("a", "b")
+    joined.pass_time(3)
+    assert joined.votes("a"), "what b knows is older, and does not reveal the rollback"
+
+
 @pytest.fixture
 def joined() -> Restarted:
     return Restarted()
@@ -172,18 +188,7 @@ def test_old_copy_started_alone_waits_until_recognised(joined: Restarted) -> Non
 
 
 def test_later_evidence_of_rollback_ends_the_vote(joined: Restarted) -> None:
-    joined.put({"k": 1})
-    joined.pass_time(3)
-    copy = deepcopy(joined.stores["a"])
-    joined.end("b")
-    joined.pass_time(1)
-    joined.put({"k": 2})
-    joined.pass_time(3)
-    joined.end("a", "c")
-    joined.stores["a"] = copy
-    joined.start("a", "b")
-    joined.pass_time(3)
-    assert joined.votes("a")  # the knowledge of b is older: it does not reveal the rollback
+    start_copy_that_only_c_recognises(joined)
     joined.put({"other": 1})
     joined.pass_time(3)
     joined.end("a")
@@ -881,18 +886,7 @@ def test_sole_replica_keeps_its_vote_while_another_peer_joins() -> None:
 def test_old_copy_is_asked_about_again_in_a_topology_restored_without_its_loss(
     joined: Restarted,
 ) -> None:
-    joined.put({"k": 1})
-    joined.pass_time(3)
-    copy = deepcopy(joined.stores["a"])
-    joined.end("b")
-    joined.pass_time(1)
-    joined.put({"k": 2})
-    joined.pass_time(3)
-    joined.end("a", "c")
-    joined.stores["a"] = copy
-    joined.start("a", "b")
-    joined.pass_time(3)
-    assert joined.votes("a"), "only c knows of the later write"
+    start_copy_that_only_c_recognises(joined)
     before = joined.topology
     joined.start("c")
     joined.settle()
